@@ -1,0 +1,92 @@
+"""UTCP over WebSocket, on asyncio and on trio, with structured concurrency.
+
+Installed beside `utcp`, this package makes the stock `UtcpClient` speak to WebSocket endpoints. On its own it gives
+`WebSocketCommunicationProtocol` and `open_client`, which run on asyncio and on trio, and `ToolServer`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    MissingArgumentError,
+    WebSocketAuthError,
+    WebSocketClosedError,
+    WebSocketConnectionError,
+    WebSocketError,
+    WebSocketProtocolError,
+    WebSocketSecurityError,
+    WebSocketTimeoutError,
+    WebSocketToolError,
+)
+
+if TYPE_CHECKING:
+    from .call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
+    from .client import AnyioUtcpClient, open_client
+    from .protocol import WebSocketCommunicationProtocol
+    from .repository import AnyioToolRepository
+    from .server import ToolServer
+
+__all__ = [
+    "AnyioToolRepository",
+    "AnyioUtcpClient",
+    "MissingArgumentError",
+    "ToolServer",
+    "WebSocketAuthError",
+    "WebSocketCallTemplate",
+    "WebSocketCallTemplateSerializer",
+    "WebSocketClosedError",
+    "WebSocketCommunicationProtocol",
+    "WebSocketConnectionError",
+    "WebSocketError",
+    "WebSocketProtocolError",
+    "WebSocketSecurityError",
+    "WebSocketTimeoutError",
+    "WebSocketToolError",
+    "open_client",
+    "register",
+]
+
+__version__ = "0.1.0"
+
+# What not every user needs is imported when it is first asked for (PEP 562).
+_MODULES = {
+    "AnyioToolRepository": "repository",
+    "AnyioUtcpClient": "client",
+    "ToolServer": "server",
+    "WebSocketCallTemplate": "call_template",
+    "WebSocketCallTemplateSerializer": "call_template",
+    "WebSocketCommunicationProtocol": "protocol",
+    "open_client": "client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{module}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def register() -> None:
+    """Make this package the one that serves call templates of type ``websocket``, and offer its tool repository.
+
+    UTCP calls it for every installed plugin. It also wins over another plugin of that type, whichever is loaded first:
+    installing this package is the choice for it.
+    """
+    from utcp.plugins.discovery import register_call_template, register_communication_protocol_factory
+
+    from .call_template import WebSocketCallTemplateSerializer
+    from .protocol import WebSocketCommunicationProtocol
+    from .repository import register_repository
+
+    register_call_template("websocket", WebSocketCallTemplateSerializer(), override=True)
+    register_communication_protocol_factory("websocket", WebSocketCommunicationProtocol, override=True)
+    register_repository()

@@ -1,0 +1,457 @@
+"""One pooled connection: read at all times, used by one exchange at a time or shared by many.
+
+Who reads. A WebSocket nobody reads answers no ping and notices no close, so a connection is always being read; but a
+task of its own between the wire and the waiting caller costs two task switches a call. So an *exclusive* exchange reads
+the wire itself while it waits, and the connection's own reader task takes over when nobody has read for a moment: while
+the connection is idle, and while the consumer of a stream is away, into an inbox of bounded size (past which TCP holds
+the sender back). A *multiplexed* connection is read by its reader task alone, which routes each message to the
+exchanges whose filters match.
+
+Who writes. A frame that was begun has to be finished, or the connection is lost. An exclusive exchange that is
+cancelled while it sends takes its connection with it; on a shared one the frames of all exchanges go through one writer
+task, so that a cancelled caller neither waits nor breaks the others.
+
+Failure is a state, not an exception that travels: the first error ends the connection, and everyone who uses it gets a
+copy of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.lowlevel
+
+from .conversation import capture, converse, response_faults
+from .errors import WebSocketAuthError, WebSocketClosedError, WebSocketError
+from .message import Message
+from .router import Recipient, Router
+from .template import Values
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+    from .plan import ConnectionPlan, Step
+    from .wire import Wire
+
+__all__ = ["Connection", "Outgoing"]
+
+_log = logging.getLogger(__name__)
+
+CLOSING_TIME = 2.0
+"""Seconds for the farewell (`on_close`), and as many for the closing handshake."""
+
+_LINGER = 0.05, 0.5
+"""Seconds without a read after which the reader task takes over: at first, and at most once it has looked in vain."""
+
+_INBOX_MESSAGES = 16
+_INBOX_BYTES = 256 * 1024
+_SETTLING_ROUNDS = 100
+
+
+class Outgoing:
+    """A frame on its way through the writer task."""
+
+    __slots__ = ("data", "sent")
+
+    def __init__(self, data: str | bytes) -> None:
+        self.data: str | bytes | None = data
+        self.sent = anyio.Event()
+
+
+class Connection:
+    """An open WebSocket with the conversation around it: login, heartbeat, automatic replies, farewell."""
+
+    def __init__(self, wire: Wire, plan: ConnectionPlan, *, label: str) -> None:
+        self.wire = wire
+        self.plan = plan
+        self.label = label
+        self.calls = 0
+        self.retired = False
+        self.unanswered = False
+        self.captured: dict[str, Any] = {}
+        self.on_lost: Callable[[Connection], None] | None = None
+        self._opened = anyio.current_time()
+        self._error: WebSocketError | None = None
+        self._call_id = 0
+        self._values = Values.for_call({}, "")
+        self._user: Recipient | None = None
+        self._reading = False
+        self._reads = self._reads_seen = 0
+        self._nudged = False
+        self._attention: anyio.Event | None = None
+        self._arrival: anyio.Event | None = None
+        self._ended = anyio.Event()
+        self._inbox: deque[Message] = deque()
+        self._inbox_bytes = 0
+        self._router = Router()
+        self._outbox: deque[Outgoing] = deque()
+        self._outgoing: anyio.Event | None = None
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.label}, {self.state}, {self.calls} calls>"
+
+    @property
+    def state(self) -> str:
+        if self._error is not None:
+            return "closed"
+        if self.retired:
+            return "closing"
+        return "active" if self._user is not None or self._router else "idle"
+
+    @property
+    def error(self) -> WebSocketError | None:
+        """Why the connection is closed; None while it is open."""
+        return self._error
+
+    @property
+    def usable(self) -> bool:
+        return self._error is None and not self.retired and self.wire.closed is None
+
+    def start(self, task_group: TaskGroup) -> None:
+        """Start the tasks that keep the connection alive; they end with it."""
+        task_group.start_soon(self._keep_reading)
+        if self.plan.multiplex:
+            task_group.start_soon(self._keep_writing)
+        if self.plan.ping_interval is not None:
+            task_group.start_soon(self._keep_beating, self.plan.ping_interval)
+        _log.info("connection opened: %s", self.label, extra={"endpoint": self.label, "event": "opened"})
+
+    # Exclusive use
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing has arrived that is still to be discarded, as far as is known without waiting."""
+        return not self.wire.pending()
+
+    async def settle(self) -> bool:
+        """Discard what has arrived while the connection was idle; False when it turns out to be closed."""
+        for _ in range(_SETTLING_ROUNDS):
+            if not self.usable or self.quiet:
+                break
+            self._nudge()
+            await anyio.lowlevel.checkpoint()
+        return self.usable
+
+    def attach(self, user: Recipient) -> None:
+        """Begin an exclusive use: what comes from now on is the user's. Only a close on this side calls its `fail`."""
+        self._user = user
+        self.calls += 1
+
+    def detach(self, user: Recipient) -> None:
+        """End an exclusive use. What comes from now on is nobody's."""
+        if self._user is user:
+            self._user = None
+            self._inbox.clear()
+            self._inbox_bytes = 0
+
+    def receive_nowait(self) -> Message | None:
+        """The next message that is already there."""
+        if not self._inbox:
+            return None
+        message = self._inbox.popleft()
+        self._inbox_bytes -= len(message.data)
+        return message
+
+    async def receive(self) -> Message:
+        """The next message that is not answered automatically. Cancelling it loses nothing.
+
+        Raises:
+            WebSocketClosedError: The connection is closed, by whichever side.
+            WebSocketProtocolError: The peer broke the protocol.
+        """
+        while True:
+            if self._inbox:
+                message = self.receive_nowait()
+                assert message is not None
+                return message
+            if self._error is not None:
+                raise copy.copy(self._error)
+            if self._reading:
+                if self._arrival is None or self._arrival.is_set():
+                    self._arrival = anyio.Event()
+                await self._arrival.wait()
+                continue
+            self._reading = True
+            try:
+                data = await self.wire.receive()
+            except WebSocketError as error:
+                self._fail(error)
+                continue
+            finally:
+                self._reading = False
+                self._reads += 1
+                self._wake(self._arrival)
+            message = Message(data)
+            if not (self.plan.auto_reply and await self._reply(message)):
+                return message
+
+    async def send(self, data: str | bytes) -> None:
+        """Send one message of an exclusive use. Cancelled half-way, the connection is lost."""
+        try:
+            await self.wire.send(data)
+        except WebSocketError as error:
+            self._fail(error)
+            raise
+
+    # Shared use
+
+    def join(self, recipient: Recipient) -> None:
+        """Have messages offered to `recipient` until it leaves."""
+        if self._error is not None:
+            raise copy.copy(self._error)
+        self._router.add(recipient)
+
+    def leave(self, recipient: Recipient) -> None:
+        self._router.remove(recipient)
+
+    def post(self, data: str | bytes) -> Outgoing:
+        """Hand one message to the writer task; it is sent in order, whoever is cancelled meanwhile."""
+        outgoing = Outgoing(data)
+        self._outbox.append(outgoing)
+        self._wake(self._outgoing)
+        return outgoing
+
+    # Conversations
+
+    def next_call_id(self) -> int:
+        """A number larger than every one before on this connection."""
+        self._call_id += 1
+        return self._call_id
+
+    async def log_in(self) -> None:
+        """Have the conversation that opens the connection.
+
+        Raises:
+            WebSocketAuthError: A step was rejected.
+        """
+        await self._converse(self.plan.on_connect, "on_connect")
+
+    async def _converse(self, steps: tuple[Step, ...], where: str) -> None:
+        await converse(
+            steps,
+            values=self._own_values,
+            send=self.send,
+            receive=self.receive,
+            captured=self.captured,
+            rejected=lambda index, _: WebSocketAuthError(
+                f"the endpoint rejected the step {where}[{index}]", endpoint=self.label
+            ),
+            label=self.label,
+        )
+
+    def _own_values(self) -> Values:
+        """What placeholders stand for where the connection itself speaks: one uuid, and no arguments."""
+        self._values.call_id = self.next_call_id()
+        self._values.captured = self.captured
+        return self._values
+
+    async def _reply(self, message: Message) -> bool:
+        """Answer an application-level ping, if the message is one."""
+        for automatic in self.plan.auto_reply:
+            with response_faults(self.label):
+                if not automatic.match.matches(message, self._values):
+                    continue
+                capture(automatic.capture, message, self.captured)
+            reply = automatic.reply.encode(self._own_values())
+            if self.plan.multiplex:
+                self.post(reply)
+            else:
+                await self.send(reply)
+            return True
+        return False
+
+    # The tasks
+
+    async def _keep_reading(self) -> None:
+        try:
+            while self._error is None:
+                if not self.plan.multiplex:
+                    await self._turn_to_read()
+                await self._read_one()
+        except WebSocketError as error:
+            self._fail(error)
+
+    async def _read_one(self) -> None:
+        self._reading = True
+        try:
+            message = Message(await self.wire.receive())
+        finally:
+            self._reading = False
+            self._wake(self._arrival)
+        if self.plan.auto_reply and await self._reply(message):
+            return
+        if self._user is not None:
+            self._inbox.append(message)
+            self._inbox_bytes += len(message.data)
+        elif self._router:
+            self._router.route(message)
+
+    async def _turn_to_read(self) -> None:
+        """Wait until nobody has read for a moment and there is room for what may come."""
+        linger, longest = _LINGER
+        while self._user is not None or self._reads != self._reads_seen:
+            self._reads_seen = self._reads
+            await self._until_nudged(linger)
+            if self._error is not None:
+                return
+            nudged, self._nudged = self._nudged, False
+            if self._reading or self._is_full:
+                linger = min(2 * linger, longest)
+            elif nudged or self._reads == self._reads_seen:
+                return
+            else:
+                linger = _LINGER[0]
+
+    async def _until_nudged(self, seconds: float) -> None:
+        if not self._nudged:
+            self._attention = anyio.Event()
+            with anyio.move_on_after(seconds):
+                await self._attention.wait()
+            self._attention = None
+
+    def _nudge(self) -> None:
+        """Have the reader task read now, not after its pause."""
+        self._nudged = True
+        self._wake(self._attention)
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._inbox) >= _INBOX_MESSAGES or self._inbox_bytes >= _INBOX_BYTES
+
+    async def _keep_writing(self) -> None:
+        try:
+            while self._error is None:
+                while self._outbox:
+                    outgoing = self._outbox.popleft()
+                    if outgoing.data is not None:
+                        await self.wire.send(outgoing.data)
+                    outgoing.sent.set()
+                self._outgoing = anyio.Event()
+                await self._outgoing.wait()
+        except WebSocketError as error:
+            self._fail(error)
+
+    async def _keep_beating(self, interval: float) -> None:
+        """Send a ping now and then; without a pong in time the connection is given up."""
+        while not await self._ends_within(interval):
+            if not self._reading:
+                self._nudge()
+            with anyio.move_on_after(self.plan.pong_timeout) as scope:
+                try:
+                    await self.wire.ping()
+                except WebSocketError as error:
+                    self._fail(error)
+            if scope.cancelled_caught and not self._is_held_back:
+                self._fail(WebSocketClosedError(f"no pong within {self.plan.pong_timeout:g} s", endpoint=self.label))
+
+    @property
+    def _is_held_back(self) -> bool:
+        """Whether messages wait for a slow consumer, and a pong may wait behind them."""
+        return self._user is not None and (bool(self._inbox) or self.wire.pending())
+
+    async def _ends_within(self, seconds: float) -> bool:
+        with anyio.move_on_after(seconds):
+            await self._ended.wait()
+        return self._error is not None
+
+    # The end
+
+    async def aclose(self, why: str) -> None:
+        """Close the connection: farewell, closing handshake, socket. Bounded, and not to be cancelled.
+
+        Who still uses it gets a `WebSocketClosedError` that says `why`.
+        """
+        if self.retired or self._error is not None:
+            return
+        self.retired = True
+        self._dismiss(WebSocketClosedError(why, code=1000, endpoint=self.label))
+        with anyio.CancelScope(shield=True):
+            if self.plan.on_close:
+                with anyio.move_on_after(CLOSING_TIME):
+                    await self._say_farewell()
+            await self.wire.close()
+        self._fail(WebSocketClosedError(why, code=1000, endpoint=self.label))
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is closed, by whichever side."""
+        await self._ended.wait()
+
+    def abort(self, why: str) -> None:
+        """Close the socket now, without a word to the peer."""
+        self.retired = True
+        error = WebSocketClosedError(why, endpoint=self.label)
+        self._dismiss(error)
+        self._fail(error)
+
+    async def _say_farewell(self) -> None:
+        farewell = _Farewell()
+        self.attach(farewell)
+        try:
+            await self._converse(self.plan.on_close, "on_close")
+        except (WebSocketError, ValueError) as error:
+            _log.debug("farewell cut short: %s: %s", self.label, type(error).__name__)
+        finally:
+            self.detach(farewell)
+
+    def _dismiss(self, error: WebSocketError) -> None:
+        users = self._router.everyone()
+        if self._user is not None:
+            users.append(self._user)
+            self.detach(self._user)
+        for user in users:
+            self._router.remove(user)
+            user.fail(copy.copy(error))
+
+    def _fail(self, error: WebSocketError) -> None:
+        """Record why the connection ended and wake everyone who waits on it."""
+        if self._error is not None:
+            return
+        self._error = error
+        self.wire.abort()
+        for event in (self._arrival, self._attention, self._outgoing, self._ended):
+            self._wake(event)
+        for recipient in self._router.everyone():
+            recipient.fail(copy.copy(error))
+        self._report(error)
+        if self.on_lost is not None:
+            self.on_lost(self)
+
+    def _report(self, error: WebSocketError) -> None:
+        lasted = anyio.current_time() - self._opened
+        _log.log(
+            logging.INFO if self.retired else logging.WARNING,
+            "connection %s: %s: %s after %.1f s, %d calls",
+            "closed" if self.retired else "lost",
+            self.label,
+            error.args[0],
+            lasted,
+            self.calls,
+            extra={
+                "endpoint": self.label,
+                "event": "closed" if self.retired else "lost",
+                "duration": lasted,
+                "calls": self.calls,
+            },
+        )
+
+    @staticmethod
+    def _wake(event: anyio.Event | None) -> None:
+        if event is not None:
+            event.set()
+
+
+class _Farewell:
+    """The user of a connection that is being closed; nothing can disturb it but its own time limit."""
+
+    correlation = None
+
+    def offer(self, message: Message) -> None:
+        raise AssertionError("a farewell has its connection to itself")
+
+    def fail(self, error: WebSocketError) -> None:
+        pass

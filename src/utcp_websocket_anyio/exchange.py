@@ -1,0 +1,434 @@
+"""One request and its responses: what each message means, and when the exchange is over.
+
+What a message means (`Exchange.judge`) is a pure function of the plan, the call's values and the message. Around it
+stand two ways to drive an exchange, `collect` for a call and the `open`/`next` pair for a stream, and two ways for
+messages to come: an exclusive exchange takes them from its connection itself, a multiplexed one is offered them by the
+router and keeps its verdicts in a bounded queue.
+
+Times. One cancel scope holds the deadline of the whole call. A stream has no scope while its consumer has an item, so
+each wait gets its own, with the same deadline.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import ChainMap, deque
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+
+from .conversation import converse, response_faults
+from .errors import WebSocketClosedError, WebSocketError, WebSocketProtocolError, WebSocketTimeoutError, WebSocketToolError
+from .message import Message, ResponseError
+
+if TYPE_CHECKING:
+    from .connection import Connection, Outgoing
+    from .plan import Step
+    from .pool import Pool
+    from .request import Request
+    from .template import Values
+
+__all__ = ["Exchange", "Mark"]
+
+_QUEUED_MESSAGES = 10_000
+_NORMAL_CLOSURES = (1000, 1001, 1005)
+_ENVELOPES = ("tool_response", "tool_error", "stream_end")
+
+
+class Mark(enum.Enum):
+    """What a message can mean besides a response."""
+
+    SKIP = enum.auto()
+    END = enum.auto()
+
+
+SKIP: Literal[Mark.SKIP] = Mark.SKIP
+END: Literal[Mark.END] = Mark.END
+
+
+class _Raised:
+    """A verdict that is an error, on its way through a queue."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: WebSocketError) -> None:
+        self.error = error
+
+
+class Exchange:
+    """One exchange on a connection of the pool.
+
+    Args:
+        request: The call, prepared.
+        pool: Where the connection comes from.
+        streaming: Whether the responses are taken one by one.
+    """
+
+    correlation: tuple[tuple[str | int, ...], Any] | None = None
+
+    def __init__(self, request: Request, *, pool: Pool, streaming: bool) -> None:
+        self._request = request
+        self._plan = plan = request.plan
+        self._values = request.values
+        self._endpoint = request.endpoint
+        self._pool = pool
+        self._streaming = streaming
+        self._expected = self._remaining = plan.expected(streaming=streaming)
+        self._shared = plan.connection.multiplex
+        self._connection: Connection | None = None
+        self._deadline = math.inf
+        self._scope: anyio.CancelScope | None = None
+        self._failure: WebSocketError | None = None
+        self._begun = False
+        self._over = False
+        self._reusable = False
+        # What follows is for a shared connection, where messages come whether they are awaited or not.
+        self._step: tuple[Step, Values] | None = None
+        self._listening = False
+        self._queue: deque[Any] = deque()
+        self._arrival: anyio.Event | None = None
+        self._outgoing: Outgoing | None = None
+
+    # Driving
+
+    async def collect(self) -> Any:
+        """Run the whole exchange; cancelling it gives its connection up.
+
+        Returns:
+            The response; a list where the template asks for another number than one; None where it asks for none.
+        """
+        await self._acquire()
+        responses: list[Any] = []
+        try:
+            with self._limited() as scope:
+                await self._begin()
+                while (response := await self._next()) is not END:
+                    responses.append(response)
+            if scope.cancelled_caught:
+                self._interrupted()
+        finally:
+            self.finish()
+        if self._expected == 1:
+            return responses[0]
+        return None if self._expected == 0 else responses
+
+    async def open(self) -> None:
+        """Send the request of a stream. `finish` is to be called afterwards, whatever happens."""
+        await self._acquire()
+        with self._limited() as scope:
+            await self._begin()
+        if scope.cancelled_caught:
+            self._interrupted()
+
+    async def next(self) -> Any:
+        """The next response of a stream, or `END`."""
+        response = self.next_nowait()
+        if response is not SKIP:
+            return response
+        with self._limited():
+            return await self._next()
+        self._interrupted()
+        return END
+
+    def next_nowait(self) -> Any:
+        """The next response if it is already there, `END` after the last one, otherwise `SKIP`."""
+        if self._failure is not None:
+            raise self._failure
+        while not self._over:
+            if self._shared:
+                verdict = self._queue.popleft() if self._queue else None
+            else:
+                assert self._connection is not None
+                message = self._connection.receive_nowait()
+                verdict = None if message is None else self._judged(message)
+            if verdict is None:
+                return SKIP
+            if verdict is not SKIP:
+                return self._counted(verdict)
+        return END
+
+    def finish(self) -> None:
+        """Give the connection back, or up. Synchronous, so that it also serves who was cancelled or abandoned."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._shared:
+            connection.leave(self)
+            if self._outgoing is not None:
+                self._outgoing.data = None
+            return
+        connection.detach(self)
+        if self._reusable and not self._plan.close_after_response:
+            self._pool.release(connection, self._endpoint, unanswered=self._expected == 0)
+        else:
+            self._pool.retire(connection, "the exchange is over" if self._over else "the exchange was given up")
+
+    def finish_later(self) -> None:
+        """As `finish`, from any thread."""
+        self._pool.call_later(self.finish)
+
+    async def _acquire(self) -> None:
+        clean = self._expected != 0 and self._plan.message_filter is None
+        connection = self._pool.claim(self._endpoint, self._plan, clean=clean)
+        if connection is None:
+            connection = await self._pool.acquire(self._endpoint, self._plan, clean=clean)
+        if not self._shared:
+            connection.attach(self)
+        self._connection = connection
+        self._deadline = anyio.current_time() + self._request.timeout
+
+    async def _begin(self) -> None:
+        connection, plan = self._connection, self._plan
+        assert connection is not None
+        self._values.captured = ChainMap({}, connection.captured) if self._shared else connection.captured
+        if self._shared:
+            connection.calls += 1
+        if plan.before:
+            await self._converse(connection)
+        if plan.uses_call_id:
+            self._values.call_id = connection.next_call_id()
+        if self._shared:
+            await self._post(connection)
+        elif not plan.listen_only:
+            await connection.send(self._encoded())
+        self._begun = True
+        if self._expected == 0:
+            self._over = self._reusable = True
+
+    async def _post(self, connection: Connection) -> None:
+        """Begin on a shared connection: join before the request can be answered."""
+        connection.leave(self)
+        if self._plan.correlation is not None:
+            path, value = self._plan.correlation
+            self.correlation = path, value.render(self._values)
+        connection.join(self)
+        if self._plan.listen_only:
+            self._listening = True
+            return
+        self._outgoing = connection.post(self._encoded())
+        self._listening = True
+        if self._expected == 0:
+            await self._outgoing.sent.wait()
+
+    def _encoded(self) -> str | bytes:
+        if self._request.frame is not None:
+            return self._request.frame
+        assert self._plan.message is not None
+        return self._plan.message.encode(self._values)
+
+    async def _converse(self, connection: Connection) -> None:
+        if self._shared:
+            connection.join(self)
+        await converse(
+            self._plan.before,
+            values=lambda: self._values.for_step(connection.next_call_id()),
+            send=self._send_step if self._shared else connection.send,
+            receive=self._take if self._shared else connection.receive,
+            captured=self._values.captured,
+            rejected=lambda index, message: WebSocketToolError(
+                f"the endpoint rejected the step before[{index}]",
+                response=content_of(message),
+                endpoint=self._endpoint.label,
+            ),
+            waiting=self._wait_for_step,
+            label=self._endpoint.label,
+        )
+
+    async def _send_step(self, data: str | bytes) -> None:
+        assert self._connection is not None
+        self._connection.post(data)
+
+    # Time
+
+    def _limited(self) -> anyio.CancelScope:
+        self._scope = anyio.CancelScope(deadline=self._deadline)
+        return self._scope
+
+    def _interrupted(self) -> None:
+        """The scope was cancelled, by `fail` or by the deadline."""
+        if self._failure is not None:
+            raise self._failure
+        if not (self._begun and self._expected is None and self._plan.is_subscription):
+            raise WebSocketTimeoutError(
+                f"no complete response within {self._request.timeout:g} s", phase="response", endpoint=self._endpoint.label
+            )
+        self._over = True
+
+    # Messages
+
+    async def _next(self) -> Any:
+        """Wait for the next response, or for the end."""
+        while not self._over:
+            verdict = await self._next_verdict()
+            if verdict is not SKIP:
+                return self._counted(verdict)
+        return END
+
+    async def _next_verdict(self) -> Any:
+        if self._expected is not None or self._plan.idle_timeout is None:
+            return await self._await_verdict()
+        with anyio.move_on_after(self._plan.idle_timeout):
+            while (verdict := await self._await_verdict()) is SKIP:
+                pass
+            return verdict
+        self._over = True
+        return END
+
+    async def _await_verdict(self) -> Any:
+        assert self._connection is not None
+        try:
+            if self._shared:
+                return await self._take()
+            return self._judged(await self._connection.receive())
+        except WebSocketClosedError as error:
+            if not self._ends_well(error):
+                raise
+        self._over = True
+        return END
+
+    def _ends_well(self, error: WebSocketClosedError) -> bool:
+        if self._expected is not None or error is self._failure:
+            return False
+        return self._plan.ends_on_any_close or error.code in _NORMAL_CLOSURES
+
+    def _counted(self, verdict: Any) -> Any:
+        if isinstance(verdict, _Raised):
+            if isinstance(verdict.error, WebSocketClosedError) and self._ends_well(verdict.error):
+                self._over = True
+                return END
+            raise verdict.error
+        if verdict is END:
+            self._over = self._reusable = True
+        elif self._remaining is not None:
+            self._remaining -= 1
+            self._over = self._reusable = self._remaining == 0
+        return verdict
+
+    def _judged(self, message: Message) -> Any:
+        with response_faults(self._endpoint.label):
+            return self.judge(message)
+
+    def judge(self, message: Message) -> Any:
+        """What a message means: `SKIP`, `END`, or a response as the caller gets it. A pure function.
+
+        Raises:
+            WebSocketToolError: It says that the tool failed.
+            ResponseError: It cannot be read as the template says.
+        """
+        plan, values = self._plan, self._values
+        if plan.error_filter is not None and plan.error_filter.matches(message, values):
+            raise self._tool_error(message)
+        if plan.end_filter is not None and plan.end_filter.matches(message, values):
+            return END if self._expected is None else SKIP
+        if plan.message_filter is not None and not plan.message_filter.matches(message, values):
+            return SKIP
+        if plan.result is not None:
+            return plan.result.extract(message)
+        if plan.response_format == "raw":
+            return message.data
+        envelope = _envelope(message)
+        if envelope is not None:
+            meaning = self._opened(envelope, message)
+            if meaning is not None:
+                return meaning[0]
+        if plan.response_format == "json":
+            return message.json()
+        return message.text() if plan.response_format == "text" else message.data
+
+    def _opened(self, envelope: dict[str, Any], message: Message) -> tuple[Any] | None:
+        """The verdict in a UTCP envelope; None when the message is an ordinary response."""
+        request_id = envelope.get("request_id")
+        if request_id is None and not self._streaming:
+            return None
+        if request_id is not None and request_id != self._values.uuid:
+            return (SKIP,)
+        kind = envelope["type"]
+        if kind == "tool_error":
+            raise self._tool_error(message)
+        if kind == "stream_end":
+            return (END if self._expected is None else SKIP,)
+        return (envelope.get("result"),)
+
+    def _tool_error(self, message: Message) -> WebSocketToolError:
+        return WebSocketToolError(
+            "the tool answered with an error; see .response",
+            response=content_of(message),
+            endpoint=self._endpoint.label,
+        )
+
+    # As the recipient of a shared connection, or the user of an exclusive one that is closed on this side
+
+    def offer(self, message: Message) -> None:
+        """Take a message from the router if it means something here."""
+        try:
+            with response_faults(self._endpoint.label):
+                verdict = self._offered(message)
+        except WebSocketError as error:
+            verdict = _Raised(error)
+        if verdict is SKIP or self._failure is not None:
+            return
+        if len(self._queue) >= _QUEUED_MESSAGES:
+            self._queue.clear()
+            verdict = _Raised(
+                WebSocketProtocolError(
+                    f"{_QUEUED_MESSAGES} responses wait to be taken; the stream was read too slowly",
+                    endpoint=self._endpoint.label,
+                )
+            )
+            self._listening = False
+        self._put(verdict)
+
+    def fail(self, error: WebSocketError) -> None:
+        """The connection is gone: at once when it was closed here, otherwise after what came before."""
+        if self._connection is not None and self._connection.retired:
+            self._failure = error
+            if self._scope is not None:
+                self._scope.cancel()
+        else:
+            self._put(_Raised(error))
+
+    def _offered(self, message: Message) -> Any:
+        if self._step is None:
+            return self.judge(message) if self._listening else SKIP
+        step, values = self._step
+        if step.expect is None:
+            return SKIP
+        if not (step.expect.matches(message, values) or (step.reject and step.reject.matches(message, values))):
+            return SKIP
+        # From here on the next message may already be one of the exchange's.
+        self._step = None
+        self._listening = self._plan.listen_only and step is self._plan.before[-1]
+        return message
+
+    def _wait_for_step(self, step: Step, values: Values) -> None:
+        self._step = (step, values)
+
+    def _put(self, verdict: Any) -> None:
+        self._queue.append(verdict)
+        if self._arrival is not None:
+            self._arrival.set()
+
+    async def _take(self) -> Any:
+        while not self._queue:
+            self._arrival = anyio.Event()
+            await self._arrival.wait()
+        verdict = self._queue.popleft()
+        if isinstance(verdict, _Raised):
+            raise verdict.error
+        return verdict
+
+
+def _envelope(message: Message) -> dict[str, Any] | None:
+    """The message as a UTCP envelope, if it is one. Most messages are told apart without reading their JSON."""
+    data = message.data
+    if isinstance(data, str):
+        if not any(kind in data for kind in _ENVELOPES):
+            return None
+    elif not any(kind.encode() in data for kind in _ENVELOPES):
+        return None
+    try:
+        content = message.json()
+    except ResponseError:
+        return None
+    return content if isinstance(content, dict) and content.get("type") in _ENVELOPES else None

@@ -1,0 +1,101 @@
+"""A call, prepared: everything that its arguments decide, before any connection is touched.
+
+What can be wrong with the arguments is found here, so that a call that fails for them has sent nothing and opened
+nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import MissingArgumentError
+from .plan import Endpoint, Plan
+from .security import check_header
+from .template import Template, Values, encode_arguments, render_number
+
+__all__ = ["Request", "prepare"]
+
+
+@dataclass(slots=True)
+class Request:
+    """One call of a tool.
+
+    Attributes:
+        frame: The encoded request; None where it depends on the connection (`{{call_id}}`, `{{captured…}}`).
+        timeout: Seconds from the first message sent to the last response.
+    """
+
+    plan: Plan
+    values: Values
+    endpoint: Endpoint
+    frame: str | bytes | None
+    timeout: float
+
+
+def prepare(plan: Plan, tool: str, arguments: Mapping[str, Any], *, manual: str) -> Request:
+    """Put the arguments into the templates.
+
+    Args:
+        tool: The tool's name without its manual's.
+        manual: The name of the manual, whose calls share connections.
+
+    Raises:
+        MissingArgumentError: The templates need more arguments.
+        ValueError: An argument cannot be put where the template has it.
+    """
+    missing = plan.arguments - arguments.keys()
+    if missing:
+        raise MissingArgumentError(missing)
+    values = Values.for_call(arguments, tool)
+    timeout = plan.response_timeout
+    return Request(
+        plan=plan,
+        values=values,
+        endpoint=_endpoint(plan, values, manual),
+        frame=_frame(plan, values),
+        timeout=render_number(timeout, values) if isinstance(timeout, Template) else timeout,
+    )
+
+
+def _endpoint(plan: Plan, values: Values, manual: str) -> Endpoint:
+    known = plan.endpoints.get(manual)
+    if known is not None:
+        return known
+    endpoint = Endpoint(
+        manual=manual,
+        url=plan.url.render(values),
+        headers=_headers(plan, values.args),
+        credentials=plan.credentials,
+        connection=plan.connection,
+    )
+    if plan.url.is_static and not plan.header_fields:
+        plan.endpoints[manual] = endpoint
+    return endpoint
+
+
+def _headers(plan: Plan, arguments: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    if not plan.header_fields:
+        return plan.headers
+    given = {name: arguments[name] for name in plan.header_fields if name in arguments}
+    taken = {name.lower() for name in given}
+    own = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in given.items()]
+    for name, value in own:
+        check_header(name, value)
+    return (*(header for header in plan.headers if header[0].lower() not in taken), *own)
+
+
+def _frame(plan: Plan, values: Values) -> str | bytes | None:
+    for step in plan.before:
+        if step.send is not None:
+            step.send.encode(values.rehearsal())
+    if plan.listen_only:
+        return None
+    if plan.message is None:
+        return encode_arguments(values.args, without=plan.consumed)
+    if plan.message.uses_call_id or plan.message.captures:
+        plan.message.encode(values.rehearsal())
+        return None
+    return plan.message.encode(values)

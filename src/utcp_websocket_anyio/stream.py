@@ -1,0 +1,95 @@
+"""The asynchronous iterator that a streaming call returns."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from types import TracebackType
+from typing import Any
+
+from .exchange import END, SKIP, Exchange
+
+__all__ = ["ResponseStream"]
+
+
+class ResponseStream(AsyncGenerator[Any, None]):
+    """The responses of one exchange, as they arrive.
+
+    It is an async generator in all but its implementation. A native one that is dropped half-way would be closed by a
+    task of the event loop, some time later, and on trio with a warning; this one gives its connection up in the moment
+    it is garbage collected, and it can hold no cancel scope open across a ``yield``.
+
+    Cancelling `__anext__` ends the stream.
+    """
+
+    def __init__(self, start: Callable[[], Awaitable[Exchange]]) -> None:
+        self._start: Callable[[], Awaitable[Exchange]] | None = start
+        self._exchange: Exchange | None = None
+        self._running = False
+        self._thread = threading.get_ident()
+
+    async def __anext__(self) -> Any:
+        if self._running:
+            raise RuntimeError("anext(): the stream is already being read by another task")
+        self._running = True
+        response: Any = END
+        try:
+            if self._exchange is not None:
+                response = self._exchange.next_nowait()
+                if response is SKIP:
+                    response = await self._exchange.next()
+            elif self._start is not None:
+                response = await self._first()
+        finally:
+            self._running = False
+            # END is also what an error or a cancellation leaves behind.
+            if response is END or response is SKIP:
+                self._finish()
+        if response is END:
+            raise StopAsyncIteration
+        return response
+
+    async def _first(self) -> Any:
+        start, self._start = self._start, None
+        assert start is not None
+        exchange = self._exchange = await start()
+        await exchange.open()
+        return await exchange.next()
+
+    async def asend(self, value: Any) -> Any:
+        """The next response; a stream takes no values, so `value` must be None."""
+        if value is not None:
+            raise TypeError("a stream of responses takes no values")
+        return await self.__anext__()
+
+    async def athrow(
+        self,
+        typ: type[BaseException] | BaseException,
+        val: BaseException | object = None,
+        tb: TracebackType | None = None,
+    ) -> Any:
+        """End the stream and raise the exception."""
+        await self.aclose()
+        if isinstance(typ, BaseException):
+            raise typ
+        raise typ() if val is None else val if isinstance(val, BaseException) else typ(val)
+
+    async def aclose(self) -> None:
+        """End the stream; its connection is given up without waiting for anything."""
+        if self._running:
+            raise RuntimeError("aclose(): the stream is being read by another task")
+        self._finish()
+
+    def _finish(self) -> None:
+        self._start = None
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.finish()
+
+    def __del__(self) -> None:
+        exchange = getattr(self, "_exchange", None)
+        if exchange is not None:
+            if threading.get_ident() == self._thread:
+                exchange.finish()
+            else:
+                exchange.finish_later()
