@@ -62,7 +62,9 @@ class WebSocketCallTemplate(CallTemplate):
     message: str | Object | list[Any] | None = Field(
         default=None, description="Request template; null sends the arguments as a JSON object"
     )
-    response_format: Literal["json", "text", "raw"] | None = Field(default=None, description="How a response is returned")
+    response_format: Literal["json", "text", "raw"] | None = Field(
+        default=None, description="How a response is returned"
+    )
     protocol: str | None = Field(default=None, min_length=1, description="Subprotocol to offer and to insist on")
     keep_alive: bool = Field(default=True, description="Keep the connection open between calls")
     timeout: Seconds = Field(default=30, description="Default of response_timeout; longest wait for a free connection")
@@ -70,7 +72,9 @@ class WebSocketCallTemplate(CallTemplate):
     response_timeout: Seconds | str | None = Field(
         default=None, description="From sending the request to the last response; or a template giving a number"
     )
-    idle_timeout: Seconds | None = Field(default=None, description="An open-ended exchange ends well after this silence")
+    idle_timeout: Seconds | None = Field(
+        default=None, description="An open-ended exchange ends well after this silence"
+    )
     expected_responses: Annotated[Count, Field(ge=-1)] | None = Field(
         default=None, description="0: none, -1: open-ended, null: 1 for a call and open-ended for a stream"
     )
@@ -89,7 +93,9 @@ class WebSocketCallTemplate(CallTemplate):
     listen_only: bool = Field(default=False, description="Send no request: the exchange is what the server pushes")
     multiplex: bool = Field(default=False, description="Share one connection between concurrent calls")
     on_connect: list[Object] | None = Field(default=None, description="Steps after each handshake")
-    before: list[Object] | None = Field(default=None, description="Steps on the exchange's connection before its request")
+    before: list[Object] | None = Field(
+        default=None, description="Steps on the exchange's connection before its request"
+    )
     auto_reply: list[Object] | None = Field(default=None, description="Messages that are answered at any time")
     on_close: list[Object] | None = Field(default=None, description="Steps before the client closes")
     compression: Literal["deflate"] | None = Field(default=None, description="Offer permessage-deflate (RFC 7692)")

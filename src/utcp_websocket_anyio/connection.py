@@ -77,8 +77,9 @@ class Connection:
         self.on_lost: Callable[[Connection], None] | None = None
         self._opened = anyio.current_time()
         self._error: WebSocketError | None = None
+        self._reason: WebSocketError | None = None
         self._call_id = 0
-        self._values = Values.for_call({}, "")
+        self._values = Values({}, "")
         self._user: Recipient | None = None
         self._reading = False
         self._reads = self._reads_seen = 0
@@ -369,13 +370,14 @@ class Connection:
         if self.retired or self._error is not None:
             return
         self.retired = True
-        self._dismiss(WebSocketClosedError(why, code=1000, endpoint=self.label))
+        self._reason = WebSocketClosedError(why, code=1000, endpoint=self.label)
+        self._dismiss(self._reason)
         with anyio.CancelScope(shield=True):
             if self.plan.on_close:
                 with anyio.move_on_after(CLOSING_TIME):
                     await self._say_farewell()
             await self.wire.close()
-        self._fail(WebSocketClosedError(why, code=1000, endpoint=self.label))
+        self._fail(self._reason)
 
     async def wait_closed(self) -> None:
         """Wait until the connection is closed, by whichever side."""
@@ -411,7 +413,8 @@ class Connection:
         """Record why the connection ended and wake everyone who waits on it."""
         if self._error is not None:
             return
-        self._error = error
+        # How a close on this side ends on the wire is not why it ended.
+        self._error = error = self._reason or error
         self.wire.abort()
         for event in (self._arrival, self._attention, self._outgoing, self._ended):
             self._wake(event)

@@ -83,8 +83,9 @@ class Connector:
         try:
             return await self._handshake(endpoint, plan, token)
         except WebSocketAuthError as error:
-            if error.status != 401 or not self._tokens.discard(auth, token):
+            if error.status != 401:
                 raise
+            self._tokens.discard(auth, token)
         token = await self._tokens.token(auth, ssl_context=self.ssl_context, endpoint=endpoint.label)
         return await self._handshake(endpoint, plan, token)
 

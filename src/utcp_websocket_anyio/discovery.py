@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from utcp.data.call_template import CallTemplate, CallTemplateSerializer
 from utcp.data.tool import Tool
 from utcp.data.utcp_manual import UtcpManual
+from utcp.interfaces.serializer import Serializer
 
 from .call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer, declare_tool_inputs
 from .errors import WebSocketConnectionError, WebSocketTimeoutError
@@ -96,9 +97,7 @@ def _manual(content: Any, template: WebSocketCallTemplate) -> UtcpManual:
         raise ValueError("the manual must be a JSON object with a list of tools")
     own = _own_template(template)
     tools = [_tool(value, f"tools[{index}]", own) for index, value in enumerate(content["tools"])]
-    versions = {
-        key: content[key] for key in ("utcp_version", "manual_version") if isinstance(content.get(key), str)
-    }
+    versions = {key: content[key] for key in ("utcp_version", "manual_version") if isinstance(content.get(key), str)}
     return UtcpManual(tools=tools, **versions)
 
 
@@ -131,13 +130,21 @@ def _call_template(value: Any, where: str) -> CallTemplate:
     kind = value.get("call_template_type") if isinstance(value, dict) else None
     if kind is None:
         raise ValueError(f"{where} must be an object with a call_template_type")
+    if kind == "websocket":
+        return _valid(WebSocketCallTemplateSerializer(), value, where)
     serializer = CallTemplateSerializer.call_template_serializers.get(kind)
     if serializer is None:
         known = ", ".join(sorted(CallTemplateSerializer.call_template_serializers))
         raise ValueError(f"{where} is of type {json.dumps(kind)}, for which no plugin is installed; there are {known}")
+    return _valid(serializer, value, where)
+
+
+def _valid(serializer: Serializer[Any], value: dict[str, Any], where: str) -> CallTemplate:
     try:
-        return serializer.validate_dict(dict(value))
+        template: CallTemplate = serializer.validate_dict(dict(value))
+        return template
     except Exception as error:
         # Other plugins' texts may hold the template's secrets.
-        fault = str(error) if kind == "websocket" else f"is not a valid {kind} call template ({type(error).__name__})"
+        own = isinstance(serializer, WebSocketCallTemplateSerializer)
+        fault = str(error) if own else f"is not valid ({type(error).__name__})"
     raise ValueError(f"{where}: {fault}")

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio
 
 from .conversation import converse, response_faults
-from .errors import WebSocketClosedError, WebSocketError, WebSocketProtocolError, WebSocketTimeoutError, WebSocketToolError
+from .errors import (
+    WebSocketClosedError,
+    WebSocketError,
+    WebSocketProtocolError,
+    WebSocketTimeoutError,
+    WebSocketToolError,
+)
 from .message import Message, ResponseError
 
 if TYPE_CHECKING:
@@ -228,7 +234,7 @@ class Exchange:
             captured=self._values.captured,
             rejected=lambda index, message: WebSocketToolError(
                 f"the endpoint rejected the step before[{index}]",
-                response=content_of(message),
+                response=message.content(),
                 endpoint=self._endpoint.label,
             ),
             waiting=self._wait_for_step,
@@ -251,7 +257,9 @@ class Exchange:
             raise self._failure
         if not (self._begun and self._expected is None and self._plan.is_subscription):
             raise WebSocketTimeoutError(
-                f"no complete response within {self._request.timeout:g} s", phase="response", endpoint=self._endpoint.label
+                f"no complete response within {self._request.timeout:g} s",
+                phase="response",
+                endpoint=self._endpoint.label,
             )
         self._over = True
 
@@ -306,8 +314,11 @@ class Exchange:
         return verdict
 
     def _judged(self, message: Message) -> Any:
-        with response_faults(self._endpoint.label):
+        try:
             return self.judge(message)
+        except ResponseError as error:
+            fault = str(error)
+        raise WebSocketProtocolError(fault, endpoint=self._endpoint.label)
 
     def judge(self, message: Message) -> Any:
         """What a message means: `SKIP`, `END`, or a response as the caller gets it. A pure function.
@@ -353,7 +364,7 @@ class Exchange:
     def _tool_error(self, message: Message) -> WebSocketToolError:
         return WebSocketToolError(
             "the tool answered with an error; see .response",
-            response=content_of(message),
+            response=message.content(),
             endpoint=self._endpoint.label,
         )
 

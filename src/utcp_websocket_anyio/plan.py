@@ -172,7 +172,9 @@ def compile_plan(fields: Mapping[str, Any]) -> Plan:
         known=_captured(connection.on_connect, connection.auto_reply, before),
     )
     message = None if fields["message"] is None else compile_message(fields["message"], "message")
-    filters = [_optional(compile_filter, fields[name], name) for name in ("message_filter", "end_filter", "error_filter")]
+    filters = [
+        _optional(compile_filter, fields[name], name) for name in ("message_filter", "end_filter", "error_filter")
+    ]
     url = compile_url(fields["url"], "url")
     response_timeout = fields["response_timeout"]
     if response_timeout is None:
@@ -271,7 +273,9 @@ def _correlation(filters: Iterable[Filter | None]) -> tuple[Path, Template] | No
     if not keys or keys[0] is None:
         return None
     path, value = keys[0]
-    return keys[0] if all(key is not None and key[0] == path and key[1].source == value.source for key in keys) else None
+    return (
+        keys[0] if all(key is not None and key[0] == path and key[1].source == value.source for key in keys) else None
+    )
 
 
 def _check_combinations(fields: Mapping[str, Any]) -> None:
@@ -330,7 +334,9 @@ def _capture(value: Any, where: str) -> dict[str, Extraction]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: must be an object of names and extractions, such as {{'session': {{'path': 'id'}}}}")
+        raise ValueError(
+            f"{where}: must be an object of names and extractions, such as {{'session': {{'path': 'id'}}}}"
+        )
     return {name: compile_extraction(extraction, f"{where}.{name}") for name, extraction in value.items()}
 
 

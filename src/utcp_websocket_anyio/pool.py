@@ -195,8 +195,9 @@ class Pool:
 
     async def deregister(self, manual: str) -> None:
         """Close the connections of one manual and fail its calls; returns when they are closed."""
-        await self._close_sites([site for site in self._sites.values() if site.endpoint.manual == manual],
-                                "the manual was deregistered")
+        await self._close_sites(
+            [site for site in self._sites.values() if site.endpoint.manual == manual], "the manual was deregistered"
+        )
 
     async def aclose(self) -> None:
         """Close every connection and fail every call; returns when all are closed. The pool stays closed."""

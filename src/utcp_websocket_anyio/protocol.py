@@ -287,7 +287,7 @@ class WebSocketCommunicationProtocol(AsyncContextManagerMixin, CommunicationProt
 
 def _websocket(template: CallTemplate) -> WebSocketCallTemplate:
     if not isinstance(template, WebSocketCallTemplate):
-        raise ValueError(f"a WebSocket call template is needed, not {type(template).__name__}")
+        raise ValueError(f"a WebSocket call template is needed, not {type(template).__module__}.{type(template).__name__}")
     return template
 
 

@@ -49,7 +49,7 @@ def prepare(plan: Plan, tool: str, arguments: Mapping[str, Any], *, manual: str)
     missing = plan.arguments - arguments.keys()
     if missing:
         raise MissingArgumentError(missing)
-    values = Values.for_call(arguments, tool)
+    values = Values(arguments, tool)
     timeout = plan.response_timeout
     return Request(
         plan=plan,

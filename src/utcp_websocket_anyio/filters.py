@@ -1,0 +1,454 @@
+"""Filters say which messages are meant, extractions which part of one. Both are compiled once and are pure.
+
+A filter is a tree of predicates over a JSON value in which an absent value (`MISSING`) is a value too, so that "is
+there", "is not there" and "one of these, or nothing" need no rules of their own.
+
+Regular expressions come from manuals, and so from strangers. They run in the `regex` package, because its matcher can be
+given a time limit; `re` would let one pattern block the event loop for as long as it likes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import regex
+
+from .message import Message, ResponseError
+from .placeholders import Hole, Parts, Values, parse
+from .template import Compiled, Template, compile_template, is_alone
+
+__all__ = ["MISSING", "Extraction", "Filter", "compile_extraction", "compile_filter", "lookup"]
+
+Path = tuple[str | int, ...]
+Matches = Callable[[Message, Values], bool]
+ValueMatches = Callable[[Any, Values], bool]
+
+_MATCHING_TIME = 0.1
+"""Seconds that matching one pattern may take."""
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final = _Missing()
+"""The value where there is none."""
+
+
+class Filter(Compiled):
+    """Which messages are meant.
+
+    Attributes:
+        key: The first place at which every message that matches has a value that is the call's own (`{{uuid}}` or
+            `{{call_id}}`), with the template of that value; None if there is none.
+    """
+
+    __slots__ = ("_matches", "key")
+
+    def __init__(
+        self, source: Any, where: str, holes: Iterable[Hole], matches: Matches, key: tuple[Path, Template] | None
+    ) -> None:
+        super().__init__(source, where, holes)
+        self._matches = matches
+        self.key = key
+
+    def matches(self, message: Message, values: Values) -> bool:
+        """Whether a message is meant. A message of another form than the filter's simply is not.
+
+        Raises:
+            ResponseError: A pattern took too long.
+        """
+        return self._matches(message, values)
+
+
+class Extraction:
+    """Which part of a message is meant."""
+
+    __slots__ = ("_extract",)
+
+    def __init__(self, extract: Callable[[Message], Any]) -> None:
+        self._extract = extract
+
+    def extract(self, message: Message) -> Any:
+        """The part of the message.
+
+        Raises:
+            ResponseError: It is not there, or a pattern took too long.
+        """
+        return self._extract(message)
+
+
+def compile_filter(value: Any, where: str, *, arguments: bool = True) -> Filter:
+    """Compile a filter.
+
+    Args:
+        where: Its place in the call template, for errors.
+        arguments: Whether it may name arguments.
+
+    Raises:
+        ValueError: Its form is wrong; the text says where and what would be right.
+    """
+    compiler = _Compiler(arguments)
+    matches = compiler.message_filter(value, where)
+    return Filter(value, where, compiler.holes, matches, _key(value, where, ()))
+
+
+def lookup(value: Any, path: Path) -> Any:
+    """The value at a path of keys and indices, or `MISSING`."""
+    for step in path:
+        if isinstance(step, str):
+            value = value.get(step, MISSING) if isinstance(value, dict) else MISSING
+        else:
+            value = value[step] if isinstance(value, list) and step < len(value) else MISSING
+        if value is MISSING:
+            break
+    return value
+
+
+class _Compiler:
+    """Compiles one filter, and collects the placeholders in it."""
+
+    def __init__(self, arguments: bool) -> None:
+        self.holes: list[Hole] = []
+        self._arguments = arguments
+
+    # A whole message
+
+    def message_filter(self, value: Any, where: str) -> Matches:
+        if isinstance(value, str):
+            search = self._pattern(value, where)
+            return lambda message, values: isinstance(message.data, str) and search(message.data, values)
+        if isinstance(value, list):
+            return _on_json(self.value_filter(value, where))
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: must be a pattern (string), an object or a list")
+        checks: list[Matches] = []
+        members: dict[str, Any] = {}
+        for key, item in value.items():
+            operator = _MESSAGE_OPERATORS.get(key)
+            if operator is not None:
+                checks.append(operator(self, value, f"{where}.{key}"))
+            elif key == "$json":
+                if "$after" not in value:
+                    raise ValueError(f"{where}: $json is what comes behind $after; give $after, a prefix, as well")
+            else:
+                members[key] = item
+        if members or not checks:
+            checks.insert(0, _on_json(self.value_filter(members, where)))
+        if len(checks) == 1:
+            return checks[0]
+        return lambda message, values: all(check(message, values) for check in checks)
+
+    def _any_message(self, value: Mapping[str, Any], where: str) -> Matches:
+        filters = self._alternatives(value["$or"], where, self.message_filter)
+        return lambda message, values: any(matches(message, values) for matches in filters)
+
+    def _every_message(self, value: Mapping[str, Any], where: str) -> Matches:
+        filters = self._alternatives(value["$and"], where, self.message_filter)
+        return lambda message, values: all(matches(message, values) for matches in filters)
+
+    def _whole_text(self, value: Mapping[str, Any], where: str) -> Matches:
+        text = self._string(value["$text"], where)
+        return lambda message, values: isinstance(message.data, str) and message.data == text(values)
+
+    def _leading_bytes(self, value: Mapping[str, Any], where: str) -> Matches:
+        holes = len(self.holes)
+        template = self._string(value["$hex"], where)
+        if len(self.holes) == holes:
+            prefix = _from_hex(value["$hex"], where)
+            return lambda message, values: isinstance(message.data, bytes) and message.data.startswith(prefix)
+        return lambda message, values: (
+            isinstance(message.data, bytes) and message.data.startswith(_from_hex(template(values), where))
+        )
+
+    def _behind_prefix(self, value: Mapping[str, Any], where: str) -> Matches:
+        prefix = self._string(value["$after"], where)
+        if "$json" not in value:
+            return lambda message, values: isinstance(message.data, str) and message.data.startswith(prefix(values))
+        behind = self.value_filter(value["$json"], where.removesuffix("$after") + "$json")
+
+        def matches(message: Message, values: Values) -> bool:
+            start = prefix(values)
+            if not isinstance(message.data, str) or not message.data.startswith(start):
+                return False
+            try:
+                content = Message(message.data[len(start) :]).json()
+            except ResponseError:
+                return False
+            return behind(content, values)
+
+        return matches
+
+    def _frame(self, value: Mapping[str, Any], where: str) -> Matches:
+        kind = value["$frame"]
+        if kind not in ("text", "binary"):
+            raise ValueError(f"{where}: must be 'text' or 'binary'")
+        return lambda message, values: message.is_text == (kind == "text")
+
+    # A value inside a message
+
+    def value_filter(self, value: Any, where: str) -> ValueMatches:
+        if isinstance(value, dict):
+            return self._object(value, where)
+        if isinstance(value, list):
+            items = [self.value_filter(item, f"{where}[{index}]") for index, item in enumerate(value)]
+            return lambda found, values: (
+                isinstance(found, list)
+                and all(
+                    matches(found[index] if index < len(found) else MISSING, values)
+                    for index, matches in enumerate(items)
+                )
+            )
+        template = compile_template(value, where, arguments=self._arguments)
+        if isinstance(value, str):
+            self.holes += _holes(parse(value, where))
+        if template.is_static:
+            return lambda found, values: _equal(found, value)
+        return lambda found, values: found is not MISSING and _equal(found, template.render(values))
+
+    def _object(self, value: Mapping[str, Any], where: str) -> ValueMatches:
+        checks: list[ValueMatches] = []
+        members: dict[str, ValueMatches] = {}
+        for key, item in value.items():
+            operator = _VALUE_OPERATORS.get(key)
+            if operator is not None:
+                checks.append(operator(self, item, f"{where}.{key}"))
+            else:
+                members[_member(key, where)] = self.value_filter(item, f"{where}.{key}")
+        if members or not checks:
+            checks.insert(0, _members_match(members))
+        if len(checks) == 1:
+            return checks[0]
+        return lambda found, values: all(check(found, values) for check in checks)
+
+    def _present(self, value: Any, where: str) -> ValueMatches:
+        _check_true(value, where)
+        return lambda found, values: found is not MISSING
+
+    def _absent(self, value: Any, where: str) -> ValueMatches:
+        _check_true(value, where)
+        return lambda found, values: found is MISSING
+
+    def _one_of(self, value: Any, where: str) -> ValueMatches:
+        return self._any_value(value, where)
+
+    def _matching(self, value: Any, where: str) -> ValueMatches:
+        if not isinstance(value, str):
+            raise ValueError(f"{where}: must be a pattern (string)")
+        search = self._pattern(value, where)
+        return lambda found, values: isinstance(found, str) and search(found, values)
+
+    def _any_value(self, value: Any, where: str) -> ValueMatches:
+        filters = self._alternatives(value, where, self.value_filter)
+        return lambda found, values: any(matches(found, values) for matches in filters)
+
+    def _every_value(self, value: Any, where: str) -> ValueMatches:
+        filters = self._alternatives(value, where, self.value_filter)
+        return lambda found, values: all(matches(found, values) for matches in filters)
+
+    # What both are made of
+
+    def _alternatives(self, value: Any, where: str, compile_: Callable[[Any, str], Any]) -> list[Any]:
+        if not isinstance(value, list) or not value:
+            raise ValueError(f"{where}: must be a list with at least one entry")
+        return [compile_(item, f"{where}[{index}]") for index, item in enumerate(value)]
+
+    def _string(self, value: Any, where: str) -> Callable[[Values], str]:
+        if not isinstance(value, str):
+            raise ValueError(f"{where}: must be a string")
+        parts = self._parse(value, where)
+        if not _holes(parts):
+            return lambda values: value
+        return lambda values: "".join(part if isinstance(part, str) else part.text(values) for part in parts)
+
+    def _pattern(self, value: str, where: str) -> Callable[[str, Values], bool]:
+        parts = self._parse(value, where)
+        if not _holes(parts):
+            pattern = _compiled(value, where)
+            return lambda text, values: _search(pattern, text) is not None
+        _compiled("".join(part if isinstance(part, str) else "x" for part in parts), where)
+
+        def search(text: str, values: Values) -> bool:
+            filled = "".join(part if isinstance(part, str) else _escaped(part, values) for part in parts)
+            return _search(_compiled(filled, where), text) is not None
+
+        return search
+
+    def _parse(self, value: str, where: str) -> Parts:
+        parts = parse(value, where, arguments=self._arguments)
+        self.holes += _holes(parts)
+        return parts
+
+
+_MESSAGE_OPERATORS: dict[str, Callable[[_Compiler, Mapping[str, Any], str], Matches]] = {
+    "$or": _Compiler._any_message,
+    "$and": _Compiler._every_message,
+    "$text": _Compiler._whole_text,
+    "$hex": _Compiler._leading_bytes,
+    "$after": _Compiler._behind_prefix,
+    "$frame": _Compiler._frame,
+}
+_VALUE_OPERATORS: dict[str, Callable[[_Compiler, Any, str], ValueMatches]] = {
+    "$any": _Compiler._present,
+    "$absent": _Compiler._absent,
+    "$in": _Compiler._one_of,
+    "$regex": _Compiler._matching,
+    "$or": _Compiler._any_value,
+    "$and": _Compiler._every_value,
+}
+
+
+def compile_extraction(value: Any, where: str) -> Extraction:
+    """Compile an extraction: ``{"path": …}``, ``{"regex": …}`` or ``{"after": …, "path": …}``.
+
+    Raises:
+        ValueError: Its form is wrong.
+    """
+    keys = set(value) if isinstance(value, dict) else set()
+    if not keys or not (keys <= {"after", "path"} or keys == {"regex"}):
+        raise ValueError(f"{where}: must be an object with path, with after (and path), or with regex")
+    for key in keys:
+        if not isinstance(value[key], str):
+            raise ValueError(f"{where}.{key}: must be a string")
+    if "regex" in keys:
+        pattern = _compiled(value["regex"], f"{where}.regex")
+        if pattern.groups < 1:
+            raise ValueError(f"{where}.regex: needs a group, in parentheses, for the part that is meant")
+        return Extraction(functools.partial(_extract_group, pattern, where))
+    path = [step for step in value.get("path", "").split(".") if step]
+    return Extraction(functools.partial(_extract_path, value.get("after", ""), path, where))
+
+
+def _extract_group(pattern: regex.Pattern[str], where: str, message: Message) -> Any:
+    found = _search(pattern, message.text())
+    if found is None or found[1] is None:
+        raise ResponseError(f"{where}: the pattern is not found in the message")
+    return found[1]
+
+
+def _extract_path(prefix: str, path: list[str], where: str, message: Message) -> Any:
+    if prefix:
+        text = message.text()
+        if not text.startswith(prefix):
+            raise ResponseError(f"{where}: the message does not start with {prefix!r}")
+        message = Message(text[len(prefix) :])
+    value = message.json()
+    for step in path:
+        if isinstance(value, dict) and step in value:
+            value = value[step]
+        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+        else:
+            raise ResponseError(f"{where}: the message has nothing at {'.'.join(path)}")
+    return value
+
+
+def _on_json(matches: ValueMatches) -> Matches:
+    def on_json(message: Message, values: Values) -> bool:
+        try:
+            content = message.json()
+        except ResponseError:
+            return False
+        return matches(content, values)
+
+    return on_json
+
+
+def _members_match(members: Mapping[str, ValueMatches]) -> ValueMatches:
+    if len(members) == 1:
+        ((name, only),) = members.items()
+        return lambda found, values: isinstance(found, dict) and only(found.get(name, MISSING), values)
+    return lambda found, values: (
+        isinstance(found, dict) and all(matches(found.get(name, MISSING), values) for name, matches in members.items())
+    )
+
+
+def _equal(found: Any, wanted: Any) -> bool:
+    """Equality of JSON values: numbers by value, and a boolean is no number."""
+    if isinstance(found, bool) or isinstance(wanted, bool):
+        return found is wanted
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        return found.keys() == wanted.keys() and all(_equal(found[key], wanted[key]) for key in wanted)
+    if isinstance(found, list) and isinstance(wanted, list):
+        return len(found) == len(wanted) and all(map(_equal, found, wanted))
+    return bool(found == wanted)
+
+
+def _member(key: str, where: str) -> str:
+    if key.startswith("$$"):
+        return key[1:]
+    if key.startswith("$"):
+        known = ", ".join(sorted({*_MESSAGE_OPERATORS, *_VALUE_OPERATORS, "$json"}))
+        raise ValueError(
+            f"{where}: {key} cannot stand here; there are {known}, and '$${key[1:]}' means the key {key!r}"
+        )
+    return key
+
+
+def _check_true(value: Any, where: str) -> None:
+    if value is not True:
+        raise ValueError(f"{where}: must be true")
+
+
+def _from_hex(text: str, where: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        pass
+    raise ValueError(f"{where}: must be bytes in hexadecimal, such as '2002'")
+
+
+def _holes(parts: Parts) -> list[Hole]:
+    return [part for part in parts if isinstance(part, Hole)]
+
+
+def _escaped(hole: Hole, values: Values) -> str:
+    text = hole.text(values)
+    return text if hole.encoder == "regex" else regex.escape(text)
+
+
+@functools.lru_cache(maxsize=512)
+def _compile_pattern(pattern: str) -> regex.Pattern[str]:
+    return regex.compile(pattern, regex.DOTALL)
+
+
+def _compiled(pattern: str, where: str) -> regex.Pattern[str]:
+    try:
+        return _compile_pattern(pattern)
+    except (regex.error, RecursionError) as error:
+        fault = str(error)
+    raise ValueError(f"{where}: is no valid regular expression: {fault}")
+
+
+def _search(pattern: regex.Pattern[str], text: str) -> regex.Match[str] | None:
+    try:
+        return pattern.search(text, timeout=_MATCHING_TIME)
+    except TimeoutError:
+        pass
+    raise ResponseError(f"matching a pattern took longer than {1000 * _MATCHING_TIME:.0f} ms")
+
+
+def _key(value: Any, where: str, path: Path) -> tuple[Path, Template] | None:
+    """The first placeholder of the call's own that every matching message must have."""
+    if isinstance(value, str) and path:
+        parts = parse(value, where)
+        hole = parts[0] if is_alone(parts) else None
+        if isinstance(hole, Hole) and hole.kind in ("uuid", "call_id") and hole.encoder is None:
+            return path, compile_template(value, where)
+        return None
+    members: Iterable[tuple[Path, Any]] = ()
+    if isinstance(value, dict):
+        members = [
+            *(((*path, key), item) for key, item in value.items() if not key.startswith("$")),
+            *((path, item) for item in value.get("$and") or () if not isinstance(item, str)),
+        ]
+    elif isinstance(value, list):
+        members = [((*path, index), item) for index, item in enumerate(value)]
+    for inner, item in members:
+        key = _key(item, where, inner)
+        if key is not None:
+            return key
+    return None

@@ -1,0 +1,76 @@
+"""One incoming message, and what can be wrong with it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+__all__ = ["Message", "ResponseError"]
+
+_SHOWN = 100
+
+
+class ResponseError(Exception):
+    """A message is not what the call template says it is.
+
+    It knows nothing of the endpoint; whoever runs the exchange turns it into the caller's error. It shows at most the
+    first 100 characters of the message.
+    """
+
+
+class Message:
+    """A text or binary message. Its JSON is parsed at most once, and only when something asks for it."""
+
+    __slots__ = ("_json", "data")
+
+    def __init__(self, data: str | bytes) -> None:
+        self.data = data
+        self._json: tuple[Any] | ResponseError | None = None
+
+    def __repr__(self) -> str:
+        return f"<Message, {'text' if self.is_text else 'binary'}, {len(self.data)}>"
+
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.data, str)
+
+    def json(self) -> Any:
+        """The message as JSON; a binary one is taken as UTF-8.
+
+        Raises:
+            ResponseError: It is no JSON (RFC 8259).
+        """
+        parsed = self._json
+        if parsed is None:
+            try:
+                parsed = (json.loads(self.data),)
+            except (ValueError, RecursionError):
+                parsed = ResponseError(f"the message is not JSON: {self._excerpt()}")
+            self._json = parsed
+        if isinstance(parsed, ResponseError):
+            raise ResponseError(*parsed.args)
+        return parsed[0]
+
+    def text(self) -> str:
+        """The message as text.
+
+        Raises:
+            ResponseError: It is binary and no UTF-8.
+        """
+        if isinstance(self.data, str):
+            return self.data
+        try:
+            return self.data.decode()
+        except UnicodeDecodeError:
+            fault = f"the message is not text: {self._excerpt()}"
+        raise ResponseError(fault)
+
+    def content(self) -> Any:
+        """The JSON value of the message where it is JSON, otherwise the message as it came."""
+        try:
+            return self.json()
+        except ResponseError:
+            return self.data
+
+    def _excerpt(self) -> str:
+        return repr(self.data[:_SHOWN])

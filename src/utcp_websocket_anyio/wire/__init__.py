@@ -1,0 +1,165 @@
+"""The wire: one open WebSocket, whichever event loop and library carry it.
+
+`Wire` is all that the layers above know of it. The engines behind it:
+
+=========  ==========================================  ======================================================
+backend    engine                                      used for
+=========  ==========================================  ======================================================
+asyncio    `_picows`: picows' core                     everything but compression, where picows is installed
+asyncio    `_asyncio`: `_session` over a Protocol      compression; platforms without picows
+trio       `_trio`: `_session` over a trio stream      everything
+=========  ==========================================  ======================================================
+
+`_session` is the WebSocket protocol without I/O (the sans-I/O core of `websockets`), so that two of the three engines
+share every rule but how bytes move. This package is the only place that imports an event loop's library, and it maps
+what goes wrong to the package's errors, once.
+"""
+
+from __future__ import annotations
+
+import select
+import ssl
+import sys
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Final
+
+import sniffio
+
+from ..errors import WebSocketError
+
+__all__ = ["Target", "Wire", "open_wire"]
+
+CLOSING_TIME: Final = 2.0
+"""Seconds for the closing handshake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to connect to, and how.
+
+    Attributes:
+        url: What is connected to; complete, credentials in the query included.
+        endpoint: The URL as it may be shown.
+        headers: Added to the handshake; they have been checked.
+        subprotocol: The one to offer and to insist on.
+        compression: Whether to offer permessage-deflate (RFC 7692).
+        compression_threshold: Shorter outgoing messages go uncompressed, in bytes.
+        max_message_size: Longest incoming message, before and after decompression, in bytes.
+        ssl_context: None: the system's trust store.
+    """
+
+    url: str
+    endpoint: str
+    headers: tuple[tuple[str, str], ...] = ()
+    subprotocol: str | None = None
+    compression: bool = False
+    compression_threshold: int = 1024
+    max_message_size: int = 16 * 2**20
+    ssl_context: ssl.SSLContext | None = None
+
+    def __repr__(self) -> str:
+        return f"<Target {self.endpoint}>"
+
+
+class Wire(ABC):
+    """One open WebSocket.
+
+    One task at a time may be in `receive`; several may be in `send` and `ping`. The peer's pings are answered while
+    somebody is in `receive`.
+
+    Attributes:
+        closed: Why it is closed, None while it is open.
+        bytes_sent: Of the messages' payload.
+        bytes_received: Of the messages' payload.
+    """
+
+    closed: WebSocketError | None = None
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+    @abstractmethod
+    def pending(self) -> bool:
+        """Whether something has arrived that `receive` has not returned: a message, bytes of one, or the end."""
+
+    @abstractmethod
+    async def send(self, data: str | bytes) -> None:
+        """Send one message: a str as text, bytes as binary.
+
+        It waits while the transport is full. Cancelled half-way the wire is closed, unless the whole message is on its
+        way already.
+
+        Raises:
+            WebSocketClosedError: The wire is closed.
+        """
+
+    @abstractmethod
+    async def receive(self) -> str | bytes:
+        """The next message. Cancelling it loses nothing.
+
+        Raises:
+            WebSocketClosedError: The wire is closed; messages that came before are returned first.
+            WebSocketProtocolError: The peer broke the protocol, and the wire is closed.
+        """
+
+    @abstractmethod
+    async def ping(self) -> None:
+        """Send a ping and wait for its pong. Cancelling it forgets the pong.
+
+        Raises:
+            WebSocketClosedError: The wire is closed.
+        """
+
+    @abstractmethod
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Have the closing handshake, for at most two seconds, and close the socket; it is closed also on cancellation.
+
+        Messages that were not received are thrown away.
+        """
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Close the socket now."""
+
+
+async def open_wire(target: Target) -> Wire:
+    """Connect: TCP, TLS and the opening handshake.
+
+    It has no time limit of its own. Cancelling it leaves nothing open.
+
+    Raises:
+        WebSocketConnectionError: There is no connection, or no WebSocket at its other end.
+        WebSocketAuthError: The handshake was answered with 401 or 403.
+        WebSocketProtocolError: The server chose another subprotocol than the one asked for, or none.
+    """
+    if sniffio.current_async_library() == "trio":
+        from . import _trio
+
+        return await _trio.open_wire(target)
+    if not target.compression and sys.implementation.name == "cpython":
+        try:
+            from . import _picows
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != "picows":
+                raise
+        else:
+            return await _picows.open_wire(target)
+    from . import _asyncio
+
+    return await _asyncio.open_wire(target)
+
+
+class Readable:
+    """Whether a socket has something to read, for a system call and nothing else."""
+
+    def __init__(self, fileno: int) -> None:
+        self._fileno = fileno
+        self._poll: select.poll | None = None
+        if hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(fileno, select.POLLIN)
+
+    def __call__(self) -> bool:
+        if self._poll is not None:
+            return bool(self._poll.poll(0))
+        return bool(select.select([self._fileno], [], [], 0)[0])

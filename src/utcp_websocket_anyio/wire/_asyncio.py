@@ -1,0 +1,291 @@
+"""The engines for asyncio: what they share, and the one on `Session`.
+
+On asyncio the transport pushes. A wire keeps what was pushed in a queue and has the transport pause when that is full,
+so memory is bounded, and nothing is lost between a call that was cancelled and the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+import socket
+from abc import abstractmethod
+from collections import deque
+
+import anyio
+
+from ..errors import WebSocketClosedError, WebSocketError
+from ..security import split_address
+from ..tls import default_context
+from . import CLOSING_TIME, Readable, Target, Wire
+from ._faults import connection_failure
+from ._session import Session
+
+__all__ = ["PushedWire", "StreamWire", "open_socket", "open_wire"]
+
+_QUEUED_MESSAGES = 16
+_QUEUED_BYTES = 256 * 1024
+
+
+class PushedWire(Wire):
+    """A wire whose messages are pushed into a queue."""
+
+    def __init__(self, target: Target) -> None:
+        self._endpoint = target.endpoint
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._readable: Readable | None = None
+        self._queue: deque[str | bytes] = deque()
+        self._queued = 0
+        self._paused = False
+        self._arrival: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._pings: dict[bytes, asyncio.Future[None]] = {}
+        self._ping_payloads = map(str, itertools.count())
+        self._gone: asyncio.Future[None] = self._loop.create_future()
+
+    # What an engine adds
+
+    @abstractmethod
+    def _send_message(self, data: str | bytes) -> None:
+        """Give a message to the transport, whole."""
+
+    @abstractmethod
+    def _send_ping(self, payload: bytes) -> None:
+        """Give a ping to the transport."""
+
+    @abstractmethod
+    def _send_close(self, code: int, reason: str) -> None:
+        """Give a close frame to the transport."""
+
+    # What an engine calls
+
+    def _connected(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._readable = Readable(transport.get_extra_info("socket").fileno())
+
+    def _pushed(self, message: str | bytes) -> None:
+        self._queue.append(message)
+        self._queued += len(message)
+        if not self._paused and (len(self._queue) >= _QUEUED_MESSAGES or self._queued >= _QUEUED_BYTES):
+            self._paused = True
+            assert self._transport is not None
+            self._transport.pause_reading()
+        self._wake(self._arrival)
+
+    def _ponged(self, payload: bytes) -> None:
+        self._wake(self._pings.get(payload))
+
+    def _ended(self, error: WebSocketError) -> None:
+        """There will be no further message. What is queued is still to be had."""
+        if self.closed is not None:
+            return
+        self.closed = error
+        for waiting in (self._arrival, self._writable, *self._pings.values()):
+            self._wake(waiting)
+
+    def _disconnected(self) -> None:
+        self._ended(WebSocketClosedError("the connection was lost", endpoint=self._endpoint))
+        self._wake(self._gone)
+
+    def pause_writing(self) -> None:
+        if self._writable is None:
+            self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        self._wake(self._writable)
+        self._writable = None
+
+    # Wire
+
+    def pending(self) -> bool:
+        if self._queue or self.closed is not None:
+            return True
+        return self._readable is not None and self._readable()
+
+    async def send(self, data: str | bytes) -> None:
+        self._check_open()
+        self._send_message(data)
+        self.bytes_sent += len(data)
+        while self._writable is not None and self.closed is None:
+            await asyncio.shield(self._writable)
+
+    async def receive(self) -> str | bytes:
+        if self._arrival is not None:
+            raise anyio.BusyResourceError("receiving")
+        while not self._queue:
+            self._check_open()
+            self._arrival = self._loop.create_future()
+            try:
+                await self._arrival
+            finally:
+                self._arrival = None
+        message = self._queue.popleft()
+        self._queued -= len(message)
+        self.bytes_received += len(message)
+        if self._paused and not self._queue:
+            self._paused = False
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+        return message
+
+    async def ping(self) -> None:
+        self._check_open()
+        payload = next(self._ping_payloads).encode()
+        answered = self._pings[payload] = self._loop.create_future()
+        try:
+            self._send_ping(payload)
+            await answered
+        finally:
+            self._pings.pop(payload, None)
+        if not answered.cancelled() and self.closed is not None:
+            self._check_open()
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        if self._gone.done():
+            return
+        try:
+            if self.closed is None:
+                self._send_close(code, reason)
+                self._ended(
+                    WebSocketClosedError("closed by this side", code=code, reason=reason, endpoint=self._endpoint)
+                )
+            self._queue.clear()
+            if self._paused and self._transport is not None and not self._transport.is_closing():
+                self._paused = False
+                self._transport.resume_reading()
+            with anyio.move_on_after(CLOSING_TIME):
+                await asyncio.shield(self._gone)
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        self._ended(WebSocketClosedError("closed by this side", endpoint=self._endpoint))
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _check_open(self) -> None:
+        if self.closed is not None:
+            raise copy.copy(self.closed)
+
+    @staticmethod
+    def _wake(waiting: asyncio.Future[None] | None) -> None:
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+
+class StreamWire(PushedWire, asyncio.Protocol):
+    """One WebSocket on `Session` over an asyncio transport."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self._session = Session(target)
+        self.opened: asyncio.Future[None] = self._loop.create_future()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the opening handshake was good, whatever came since."""
+        return self._session.is_open
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._connected(transport)
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        self._fed(data)
+
+    def eof_received(self) -> bool:
+        self._fed(b"")
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._session.closed is None:
+            self._fed(b"")
+        self._disconnected()
+
+    def _fed(self, data: bytes) -> None:
+        session = self._session
+        session.feed(data)
+        while session.messages:
+            self._pushed(session.messages.popleft())
+        for payload in session.pongs:
+            self._ponged(payload)
+        session.pongs.clear()
+        self._flush()
+        if not self.opened.done() and (session.is_open or session.closed is not None):
+            self.opened.set_result(None)
+        if session.closed is not None:
+            self._ended(session.closed)
+        if session.closed is not None or (self.closed is not None and session.close_received):
+            assert self._transport is not None
+            self._transport.close()
+
+    def _flush(self) -> None:
+        data = self._session.to_send()
+        if data and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def _send_message(self, data: str | bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(self._session.message(data))
+
+    def _send_ping(self, payload: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(self._session.ping(payload))
+
+    def _send_close(self, code: int, reason: str) -> None:
+        assert self._transport is not None
+        self._transport.write(self._session.close(code, reason))
+
+
+async def open_socket(host: str, port: int) -> socket.socket:
+    """A connected TCP socket: the first address that answers.
+
+    Raises:
+        OSError: None does.
+    """
+    loop = asyncio.get_running_loop()
+    failure: OSError | None = None
+    for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        candidate = socket.socket(family, kind, protocol)
+        try:
+            candidate.setblocking(False)
+            candidate.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await loop.sock_connect(candidate, address)
+        except OSError as error:
+            candidate.close()
+            failure = error
+        except BaseException:
+            candidate.close()
+            raise
+        else:
+            return candidate
+    raise failure or OSError("no address")
+
+
+async def open_wire(target: Target) -> Wire:
+    """As `utcp_websocket_anyio.wire.open_wire`."""
+    address = split_address(target.url)
+    wire = StreamWire(target)
+    failure: WebSocketError
+    try:
+        await asyncio.get_running_loop().create_connection(
+            lambda: wire,
+            sock=await open_socket(address.host, address.port),
+            ssl=(target.ssl_context or default_context()) if address.secure else None,
+            server_hostname=address.host if address.secure else None,
+        )
+        await wire.opened
+        if wire.is_open:
+            return wire
+        assert wire.closed is not None
+        failure = wire.closed
+    except OSError as error:
+        failure = connection_failure(error, target.endpoint)
+    except BaseException:
+        wire.abort()
+        raise
+    wire.abort()
+    raise failure
