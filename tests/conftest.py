@@ -1,0 +1,57 @@
+"""Every test that does I/O runs on asyncio (in debug mode), on asyncio with uvloop, and on trio."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import trio.testing
+from utcp.data.call_template import CallTemplateSerializer
+from utcp.interfaces.communication_protocol import CommunicationProtocol
+from utcp.plugins.plugin_loader import ensure_plugins_initialized
+
+ensure_plugins_initialized()
+
+_BACKENDS = [pytest.param(("asyncio", {"debug": True}), id="asyncio"), pytest.param(("trio", {}), id="trio")]
+if importlib.util.find_spec("uvloop") is not None:
+    _BACKENDS.insert(1, pytest.param(("asyncio", {"use_uvloop": True}), id="asyncio+uvloop"))
+
+
+@pytest.fixture(params=_BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def anyio_backend_name(anyio_backend: tuple[str, dict[str, Any]]) -> str:
+    return anyio_backend[0]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_open() -> Iterator[None]:
+    """What was not closed warns when it is collected, and a warning is an error; so it is collected here."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """UTCP's registries, as they were, after the test."""
+    tables: list[dict[str, Any]] = [
+        CommunicationProtocol.communication_protocols,
+        CommunicationProtocol.communication_protocol_factories,
+        CallTemplateSerializer.call_template_serializers,
+    ]
+    before = [dict(table) for table in tables]
+    yield
+    for table, contents in zip(tables, before, strict=True):
+        table.clear()
+        table.update(contents)
+
+
+def virtual_time() -> Any:
+    """The value of `anyio_backend` for a test about time: trio with a clock that jumps when nothing else happens."""
+    return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}

@@ -1,0 +1,537 @@
+"""What every engine does alike: messages, pings, back-pressure, closing, and how a connection ends."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+from peers import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Peer, echo_server, frame, peer
+
+from utcp_websocket_anyio.errors import (
+    WebSocketAuthError,
+    WebSocketClosedError,
+    WebSocketConnectionError,
+    WebSocketError,
+    WebSocketProtocolError,
+)
+from utcp_websocket_anyio.wire import Target, Wire, open_wire
+
+pytestmark = pytest.mark.anyio
+
+Opener = Callable[..., Awaitable[Wire]]
+
+
+@pytest.fixture(params=["default", "session"])
+def connect(request: pytest.FixtureRequest, anyio_backend_name: str) -> Opener:
+    """Opens a wire with the engine that a user gets, and with the one that asyncio falls back to."""
+    if request.param == "session" and anyio_backend_name == "trio":
+        pytest.skip("trio has one engine")
+
+    async def connect(url: str, **settings: Any) -> Wire:
+        target = Target(url=url, endpoint=url.partition("?")[0], **settings)
+        if request.param == "session":
+            from utcp_websocket_anyio.wire import _asyncio
+
+            return await _asyncio.open_wire(target)
+        return await open_wire(target)
+
+    return connect
+
+
+async def serve_nothing(peer: Peer) -> None:
+    await peer.handshake()
+
+
+async def test_text_and_binary_messages_come_back_as_they_were_sent(connect: Opener) -> None:
+    with anyio.fail_after(10):
+        async with echo_server() as url:
+            wire = await connect(url)
+            for message in ["hello", "", "ü€😀", b"\x00\xff", b"", "x" * 70_000, b"y" * 1_000_000]:
+                await wire.send(message)
+                assert await wire.receive() == message
+            assert wire.bytes_sent == wire.bytes_received
+            await wire.close()
+
+
+async def test_fragments_are_joined_and_empty_ones_cost_nothing(connect: Opener) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.send_frame(TEXT, "sp\u00e4t".encode()[:3], fin=False)
+        await peer.send_frame(PING, b"between")
+        for _ in range(10_000):
+            await peer.send_frame(CONTINUATION, b"", fin=False)
+        await peer.send_frame(CONTINUATION, "sp\u00e4t".encode()[3:])
+        await peer.send_frame(BINARY, b"a", fin=False)
+        await peer.send_frame(CONTINUATION, b"b")
+
+    with anyio.fail_after(20):
+        async with peer(script) as url:
+            wire = await connect(url)
+            assert await wire.receive() == "sp\u00e4t"
+            assert await wire.receive() == b"ab"
+            await wire.close()
+
+
+async def test_pings_of_the_peer_are_answered_while_somebody_receives(connect: Opener) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.send_frame(PING, b"are you there")
+        opcode, payload = await peer.receive_frame()
+        await peer.send(f"{opcode:x} {payload.decode()}")
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            wire = await connect(url)
+            assert await wire.receive() == "a are you there"
+            await wire.close()
+
+
+async def test_ping_returns_with_its_own_pong(connect: Opener) -> None:
+    pinged = anyio.Event()
+    answer = anyio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        opcode, payload = await peer.receive_frame()
+        assert opcode == PING
+        await peer.send_frame(PONG, b"nobody asked")
+        pinged.set()
+        await answer.wait()
+        await peer.send_frame(PONG, payload)
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            wire = await connect(url)
+            answered = anyio.Event()
+
+            async def ping() -> None:
+                await wire.ping()
+                answered.set()
+
+            async with anyio.create_task_group() as task_group:
+                task_group.start_soon(ping)
+                task_group.start_soon(wire.receive)
+                await pinged.wait()
+                await anyio.wait_all_tasks_blocked()
+                assert not answered.is_set()
+                answer.set()
+                await answered.wait()
+                task_group.cancel_scope.cancel()
+            wire.abort()
+
+
+async def test_a_close_by_the_peer_is_told_at_once_with_code_and_reason(connect: Opener) -> None:
+    closed = anyio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.send("last words")
+        await peer.close(4001, "enough")
+        opcode, payload = await peer.receive_frame()
+        assert (opcode, payload[:2]) == (CLOSE, struct.pack("!H", 4001))
+        closed.set()
+        await anyio.sleep_forever()
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            wire = await connect(url)
+            assert await wire.receive() == "last words"
+            with pytest.raises(WebSocketClosedError) as caught:
+                await wire.receive()
+            assert (caught.value.code, caught.value.reason) == (4001, "enough")
+            assert wire.pending()
+            with pytest.raises(WebSocketClosedError):
+                await wire.send("too late")
+            with pytest.raises(WebSocketClosedError):
+                await wire.ping()
+            await closed.wait()
+
+
+async def test_a_close_without_a_code_is_1005(connect: Opener) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.send_frame(CLOSE)
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            wire = await connect(url)
+            with pytest.raises(WebSocketClosedError) as caught:
+                await wire.receive()
+            assert caught.value.code == 1005
+
+
+@pytest.mark.parametrize("how", ["end of stream", "reset", "end inside a frame"])
+async def test_a_connection_that_is_dropped_is_1006(connect: Opener, how: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.receive()
+        if how == "end inside a frame":
+            await peer.send_raw(frame(TEXT, b"half of it")[:5])
+        if how == "reset":
+            await peer.reset()
+        else:
+            await peer.stream.aclose()
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            wire = await connect(url)
+            await wire.send("now")
+            with pytest.raises(WebSocketClosedError) as caught:
+                await wire.receive()
+            assert caught.value.code == 1006
+            assert isinstance(caught.value, ConnectionError)
+
+
+async def test_ping_ends_when_the_connection_does(connect: Opener) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.receive_frame()
+        await peer.reset()
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            wire = await connect(url)
+            failures: list[BaseException] = []
+
+            async def expect_closed(operation: Callable[[], Awaitable[Any]]) -> None:
+                try:
+                    await operation()
+                except WebSocketClosedError as error:
+                    failures.append(error)
+
+            async with anyio.create_task_group() as task_group:
+                task_group.start_soon(expect_closed, wire.ping)
+                task_group.start_soon(expect_closed, wire.receive)
+            assert len(failures) == 2
+
+
+async def test_closing_says_so_and_waits_for_the_answer(connect: Opener) -> None:
+    said: list[Any] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        said.append(await peer.receive_frame())
+        await peer.close(1000)
+        await peer.until_gone()
+        said.append("gone")
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            wire = await connect(url)
+            await wire.close(1000, "done")
+            await wire.close()
+            assert said[0] == (CLOSE, struct.pack("!H", 1000) + b"done")
+            with pytest.raises(WebSocketClosedError):
+                await wire.receive()
+        assert said[1] == "gone"
+
+
+async def test_closing_while_another_task_receives_ends_that_too(connect: Opener) -> None:
+    with anyio.fail_after(10):
+        async with echo_server() as url:
+            wire = await connect(url)
+            ended = anyio.Event()
+
+            async def receive() -> None:
+                with pytest.raises(WebSocketClosedError):
+                    await wire.receive()
+                ended.set()
+
+            async with anyio.create_task_group() as task_group:
+                task_group.start_soon(receive)
+                await anyio.wait_all_tasks_blocked()
+                await wire.close()
+                await ended.wait()
+
+
+async def test_cancelling_receive_loses_nothing(connect: Opener) -> None:
+    go = anyio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await go.wait()
+        await peer.send("one")
+        await peer.send("two")
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            wire = await connect(url)
+            for _ in range(3):
+                async with anyio.create_task_group() as task_group:
+                    task_group.start_soon(wire.receive)
+                    await anyio.wait_all_tasks_blocked()
+                    task_group.cancel_scope.cancel()
+            go.set()
+            assert await wire.receive() == "one"
+            assert await wire.receive() == "two"
+            await wire.close()
+
+
+async def test_a_second_receiver_is_refused(connect: Opener) -> None:
+    with anyio.fail_after(10):
+        async with echo_server() as url:
+            wire = await connect(url)
+            async with anyio.create_task_group() as task_group:
+                task_group.start_soon(wire.receive)
+                await anyio.wait_all_tasks_blocked()
+                with pytest.raises(anyio.BusyResourceError if True else RuntimeError):
+                    await wire.receive()
+                task_group.cancel_scope.cancel()
+            wire.abort()
+
+
+async def test_a_flood_that_nobody_reads_is_held_back(connect: Opener) -> None:
+    sent = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal sent
+        await peer.handshake()
+        while True:
+            await peer.send(b"x" * 65_536)
+            sent += 65_536
+
+    with anyio.fail_after(30):
+        async with peer(script) as url:
+            wire = await connect(url)
+            assert await wire.receive() == b"x" * 65_536
+            before = -1
+            while before != sent:
+                before = sent
+                await anyio.sleep(0.1)
+            # What is under way fills the sockets' buffers (some MB on loopback), not this process.
+            queued = getattr(wire, "_queued", 0)
+            assert queued < 2**20
+            assert await wire.receive() == b"x" * 65_536
+            wire.abort()
+
+
+async def test_pending_tells_of_messages_and_of_the_end(connect: Opener) -> None:
+    go, end = anyio.Event(), anyio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await go.wait()
+        await peer.send("there")
+        await end.wait()
+        await peer.stream.aclose()
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            wire = await connect(url)
+            await anyio.wait_all_tasks_blocked()
+            assert not wire.pending()
+            go.set()
+            while not wire.pending():
+                await anyio.sleep(0.001)
+            assert await wire.receive() == "there"
+            assert not wire.pending()
+            end.set()
+            while not wire.pending():
+                await anyio.sleep(0.001)
+            with pytest.raises(WebSocketClosedError):
+                await wire.receive()
+
+
+async def test_concurrent_senders_never_mix_their_frames(connect: Opener) -> None:
+    with anyio.fail_after(30):
+        async with echo_server() as url:
+            wire = await connect(url)
+            messages = [chr(97 + number) * 200_000 for number in range(10)]
+
+            async with anyio.create_task_group() as task_group:
+                for message in messages:
+                    task_group.start_soon(wire.send, message)
+                received = [await wire.receive() for _ in messages]
+            assert sorted(map(str, received)) == messages
+            await wire.close()
+
+
+async def test_the_handshake_carries_headers_and_subprotocol_and_no_origin(connect: Opener) -> None:
+    requests: list[Peer] = []
+
+    async def script(peer: Peer) -> None:
+        requests.append(peer)
+        await peer.handshake("Sec-WebSocket-Protocol: chat")
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            wire = await connect(
+                url + "path?a=b", headers=(("X-One", "1"), ("Authorization", "Bearer t")), subprotocol="chat"
+            )
+            wire.abort()
+    assert requests[0].request.startswith("GET /path?a=b HTTP/1.1\r\n")
+    assert requests[0].header("X-One") == "1"
+    assert requests[0].header("Authorization") == "Bearer t"
+    assert requests[0].header("Sec-WebSocket-Protocol") == "chat"
+    assert requests[0].header("Origin") is None
+    assert (requests[0].header("User-Agent") or "").startswith("utcp-websocket-anyio/")
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden", "404 Not Found", "503 Busy", "302 Found"])
+async def test_a_refused_handshake_is_told_by_its_status_without_waiting_for_a_body(
+    connect: Opener, status: str
+) -> None:
+    contacted = False
+
+    async def elsewhere(peer: Peer) -> None:
+        nonlocal contacted
+        contacted = True
+
+    with anyio.fail_after(10):
+        async with peer(elsewhere) as other:
+
+            async def script(peer: Peer) -> None:
+                # The body is announced and never sent.
+                await peer.answer(status, f"Location: {other}", "Content-Length: 1000")
+                await anyio.sleep_forever()
+
+            async with peer(script) as url:
+                with pytest.raises(WebSocketConnectionError) as caught:
+                    await connect(url)
+    error = caught.value
+    assert error.status == int(status[:3])
+    assert isinstance(error, WebSocketAuthError) == (error.status in (401, 403))
+    assert error.transient == (error.status >= 500)
+    assert not contacted
+    assert error.__cause__ is None
+    assert error.__context__ is None
+
+
+async def test_a_wrong_accept_key_is_no_handshake(connect: Opener) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake(accept="c29tZXRoaW5nIGVsc2U=")
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            with pytest.raises(WebSocketConnectionError) as caught:
+                await connect(url)
+    assert not caught.value.transient
+
+
+@pytest.mark.parametrize("garbage", [b"SSH-2.0-OpenSSH_9.2\r\n\r\n", b"\x00" * 100_000, b"HTTP/1.1 abc\r\n\r\n", b""])
+async def test_what_is_no_http_is_no_handshake(connect: Opener, garbage: bytes) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.read_request()
+        await peer.send_raw(garbage)
+        await peer.stream.aclose()
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            with pytest.raises(WebSocketConnectionError):
+                await connect(url)
+
+
+@pytest.mark.parametrize("chosen", [None, "other"])
+async def test_a_server_that_takes_another_subprotocol_or_none_breaks_the_protocol(
+    connect: Opener, chosen: str | None
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake(*([] if chosen is None else [f"Sec-WebSocket-Protocol: {chosen}"]))
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            with pytest.raises(WebSocketProtocolError):
+                await connect(url, subprotocol="chat")
+
+
+async def test_nobody_listening_is_a_transient_failure(connect: Opener) -> None:
+    async with peer(serve_nothing) as url:
+        pass
+    with anyio.fail_after(10), pytest.raises(WebSocketConnectionError) as caught:
+        await connect(url)
+    assert caught.value.transient
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+async def test_cancelled_in_a_silent_handshake_nothing_stays_open(connect: Opener) -> None:
+    asked, gone = anyio.Event(), anyio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.read_request()
+        asked.set()
+        await peer.until_gone()
+        gone.set()
+
+    with anyio.fail_after(10):
+        async with peer(script) as url, anyio.create_task_group() as task_group:
+            task_group.start_soon(connect, url)
+            await asked.wait()
+            task_group.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await gone.wait()
+
+
+VIOLATIONS: dict[str, tuple[bytes, int]] = {
+    "invalid UTF-8": (frame(TEXT, b"\xff\xfe"), 1007),
+    "invalid UTF-8 over fragments": (frame(TEXT, b"\xc3", fin=False) + frame(CONTINUATION, b"("), 1007),
+    "reserved opcode": (frame(0x3, b""), 1002),
+    "reserved bit": (frame(TEXT, b"a", rsv=4), 1002),
+    "masked frame": (frame(TEXT, b"a", mask=True), 1002),
+    "2^62 bytes announced": (bytes([0x82, 127]) + struct.pack("!Q", 2**62), 1009),
+    "more than the limit": (frame(BINARY, b"x" * 5000), 1009),
+    "more than the limit in fragments": (
+        b"".join([frame(BINARY, b"x" * 999, fin=False), *[frame(CONTINUATION, b"x" * 999, fin=False)] * 5]),
+        1009,
+    ),
+    "continuation of nothing": (frame(CONTINUATION, b"a"), 1002),
+    "message inside a fragmented one": (frame(TEXT, b"a", fin=False) + frame(TEXT, b"b"), 1002),
+    "fragmented ping": (frame(PING, b"a", fin=False), 1002),
+    "ping of 126 bytes": (frame(PING, b"a" * 126), 1002),
+    "close of one byte": (frame(CLOSE, b"a"), 1002),
+    "close code 1006": (frame(CLOSE, struct.pack("!H", 1006)), 1002),
+    "close code 999": (frame(CLOSE, struct.pack("!H", 999)), 1002),
+    "close code 5000": (frame(CLOSE, struct.pack("!H", 5000)), 1002),
+}
+
+
+@pytest.mark.parametrize("what", VIOLATIONS)
+async def test_a_violation_is_a_protocol_error_and_the_peer_is_told(connect: Opener, what: str) -> None:
+    data, code = VIOLATIONS[what]
+    told: list[bytes] = []
+    done = anyio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.send_raw(data)
+        try:
+            opcode, payload = await peer.receive_frame()
+            assert opcode == CLOSE
+            told.append(payload[:2])
+        finally:
+            done.set()
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            wire = await connect(url, max_message_size=4000)
+            with pytest.raises(WebSocketProtocolError) as caught:
+                await wire.receive()
+            assert caught.value.__cause__ is None
+            with anyio.move_on_after(5):
+                await done.wait()
+            wire.abort()
+    assert told == [struct.pack("!H", code)]
+
+
+async def test_a_message_of_exactly_the_limit_is_received(connect: Opener) -> None:
+    with anyio.fail_after(10):
+        async with echo_server() as url:
+            wire = await connect(url, max_message_size=4000)
+            await wire.send(b"x" * 4000)
+            assert len(await wire.receive()) == 4000
+            await wire.close()
+
+
+async def test_after_abort_everything_says_closed(connect: Opener) -> None:
+    with anyio.fail_after(10):
+        async with echo_server() as url:
+            wire = await connect(url)
+            wire.abort()
+            wire.abort()
+            for operation in (wire.receive, wire.ping, lambda: wire.send("x")):
+                with pytest.raises(WebSocketError):
+                    await operation()
+            await wire.close()
