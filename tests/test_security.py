@@ -267,7 +267,7 @@ def remote_template(**fields: Any) -> WebSocketCallTemplate:
 
 
 def secret_from(token_url: str) -> OAuth2Auth:
-    return OAuth2Auth(token_url=token_url, client_id="id", client_secret="secret")
+    return OAuth2Auth(token_url=token_url, client_id="id", client_secret="secret", scope=None)
 
 
 @pytest.mark.parametrize(

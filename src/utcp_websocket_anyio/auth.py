@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import copy
+import functools
+import math
 import re
 import ssl
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 import anyio
 from utcp.data.auth import Auth
@@ -17,7 +19,7 @@ from utcp.data.auth_implementations import ApiKeyAuth, BasicAuth, OAuth2Auth
 
 from .errors import WebSocketAuthError, WebSocketConnectionError, WebSocketError, WebSocketSecurityError
 from .http import request_json
-from .security import check_header, check_http_url, display_url
+from .security import check_header, display_url
 
 __all__ = [
     "Credentials",
@@ -34,7 +36,23 @@ Pairs = tuple[tuple[str, str], ...]
 _RENEWED_BEFORE = 30.0
 """Seconds before its end at which a token is not used any more."""
 
+_LONGEST_ANSWER = 2**20
+"""Bytes of a token endpoint's answer."""
+
+# RFC 6265, section 4.1.1: what cannot end the value, or begin another cookie.
 _COOKIE_VALUE = re.compile(r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*")
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+# RFC 6749, section 5.2. Others are not shown: what a server writes there may quote the request.
+_REFUSALS = frozenset(
+    {
+        "invalid_request",
+        "invalid_client",
+        "invalid_grant",
+        "invalid_scope",
+        "unauthorized_client",
+        "unsupported_grant_type",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +92,7 @@ def credential_key(auth: Auth | None) -> Hashable:
 
 
 def check_credentials(auth: Auth | None) -> None:
-    """Whether credentials can go into a handshake at all, without an OAuth2 token.
+    """Whether credentials can go into a handshake at all; OAuth2's are known to when there is a token.
 
     Raises:
         WebSocketSecurityError: They hold what would change the handshake; no value is shown.
@@ -92,53 +110,88 @@ def handshake_credentials(auth: Auth | None, token: str | None) -> Credentials:
 
     Raises:
         WebSocketSecurityError: They hold what would change the handshake; no value is shown.
+        ValueError: They are of a kind that this package does not know.
     """
     if auth is None:
         return Credentials()
     if isinstance(auth, OAuth2Auth):
+        if token is None:
+            raise ValueError("auth: OAuth2 needs a token")
         return _header("Authorization", f"Bearer {token}")
     if isinstance(auth, BasicAuth):
         if ":" in auth.username:
             raise WebSocketSecurityError("auth: a user name with a colon cannot be told from its password (RFC 7617)")
         return _header("Authorization", f"Basic {_basic(auth.username, auth.password)}")
     if isinstance(auth, ApiKeyAuth):
-        if auth.location == "query":
-            return Credentials(query=((auth.var_name, auth.api_key),))
-        if auth.location == "header":
-            return _header(auth.var_name, auth.api_key)
-        check_header(auth.var_name, "")
-        if not _COOKIE_VALUE.fullmatch(auth.api_key):
-            raise WebSocketSecurityError("auth: the API key holds characters that a cookie cannot (RFC 6265)")
-        return Credentials(headers=(("Cookie", f"{auth.var_name}={auth.api_key}"),))
+        return _api_key(auth)
     raise ValueError(f"auth: {auth.auth_type!r} is none of api_key, basic, oauth2")
 
 
 def merge_headers(headers: Iterable[tuple[str, str]], credentials: Pairs) -> Pairs:
-    """Headers with credentials added: these win over headers of the same name, and join a Cookie header."""
-    merged = list(headers)
+    """Headers with credentials added.
+
+    A credential replaces the headers of its name. Only a cookie joins the others, as a request has one Cookie header
+    (RFC 6265, section 5.4); there it replaces the cookie of its name.
+    """
+    merged = tuple(headers)
     for name, value in credentials:
-        same = [header for header in merged if header[0].lower() == name.lower()]
-        merged = [header for header in merged if header not in same]
-        if name == "Cookie" and same:
-            value = "; ".join([*(existing for _, existing in same), value])
-        merged.append((name, value))
-    return tuple(merged)
+        same = [existing for other, existing in merged if other.lower() == name.lower()]
+        merged = tuple(header for header in merged if header[0].lower() != name.lower())
+        if name.lower() == "cookie":
+            value = _join_cookies(same, value)
+        merged += ((name, value),)
+    return merged
 
 
 def add_query(url: str, parameters: Pairs) -> str:
-    """A URL with parameters added to its query."""
+    """A URL with parameters added to its query, percent-encoded. It must have no fragment."""
     for name, value in parameters:
-        url += f"{'&' if '?' in url else '?'}{quote(name, safe='')}={quote(value, safe='')}"
+        path, _, query = url.partition("?")
+        separator = "&" if query and not query.endswith("&") else ""
+        url = f"{path}?{query}{separator}{quote(name, safe='')}={quote(value, safe='')}"
     return url
 
 
-def _basic(username: str, password: str) -> str:
-    return base64.b64encode(f"{username}:{password}".encode()).decode()
+def _api_key(auth: ApiKeyAuth) -> Credentials:
+    if auth.location == "header":
+        return _header(auth.var_name, auth.api_key)
+    if auth.location == "query":
+        if not auth.var_name or not (_is_text(auth.var_name) and _is_text(auth.api_key)):
+            raise WebSocketSecurityError("auth: name or value of the API key cannot be in a URL")
+        return Credentials(query=((auth.var_name, auth.api_key),))
+    check_header(auth.var_name, "")
+    if not _COOKIE_VALUE.fullmatch(auth.api_key):
+        raise WebSocketSecurityError("auth: the API key holds characters that a cookie cannot (RFC 6265)")
+    return Credentials(headers=(("Cookie", f"{auth.var_name}={auth.api_key}"),))
+
+
+def _join_cookies(existing: Iterable[str], cookie: str) -> str:
+    name = cookie.partition("=")[0]
+    others = [pair.strip() for header in existing for pair in header.split(";")]
+    return "; ".join([*(pair for pair in others if pair and pair.partition("=")[0].strip() != name), cookie])
 
 
 def _header(name: str, value: str) -> Credentials:
     check_header(name, value)
     return Credentials(headers=((name, value),))
+
+
+def _basic(username: str, password: str) -> str:
+    """RFC 7617, in UTF-8."""
+    if not (_is_text(username) and _is_text(password)):
+        raise WebSocketSecurityError("auth: user name or password holds what is no text")
+    return base64.b64encode(f"{username}:{password}".encode()).decode()
+
+
+def _is_text(value: str) -> bool:
+    """Whether a string can be encoded: JSON can bring half a surrogate pair, and Python's error holds the string."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Token:
+    value: str
+    usable_until: float
 
 
 class _Fetch:
@@ -158,29 +211,37 @@ class TokenCache:
     """
 
     def __init__(self) -> None:
-        self._tokens: dict[Hashable, tuple[str, float | None]] = {}
+        self._tokens: dict[Hashable, _Token] = {}
         self._fetches: dict[Hashable, _Fetch] = {}
 
     async def token(self, auth: OAuth2Auth, *, ssl_context: ssl.SSLContext | None, endpoint: str) -> str:
         """The token for these credentials, fetched if there is none that lasts another 30 seconds.
 
-        Cancelling it cancels a fetch that only this caller makes.
+        Cancelling it ends its own fetch, if it makes one; another caller that waits for it then makes its own.
+
+        Args:
+            ssl_context: How the token endpoint's TLS is verified; None: against the system's trust store.
+            endpoint: What the token is for, as errors show it.
 
         Raises:
             WebSocketAuthError: The token endpoint refuses the credentials, or gives no usable token.
-            WebSocketConnectionError: It could not be asked.
+            WebSocketConnectionError: It could not be asked, redirected, or failed (5xx).
+            WebSocketProtocolError: Its answer is too long, or not encoded as it says.
+            WebSocketSecurityError: It is not at an address that may be asked.
         """
         key = credential_key(auth)
         while True:
             known = self._tokens.get(key)
-            if known is not None and (known[1] is None or anyio.current_time() < known[1]):
-                return known[0]
+            if known is not None and anyio.current_time() < known.usable_until:
+                return known.value
             fetch = self._fetches.get(key)
             if fetch is None:
                 return await self._lead(key, auth, ssl_context, endpoint)
             await fetch.done.wait()
             if fetch.error is not None:
-                raise copy.copy(fetch.error)
+                error = copy.copy(fetch.error)
+                error.endpoint = endpoint
+                raise error
             if fetch.token is not None:
                 return fetch.token
 
@@ -188,68 +249,74 @@ class TokenCache:
         """Throw away a token that was refused, unless there already is another."""
         key = credential_key(auth)
         known = self._tokens.get(key)
-        if known is not None and known[0] == token:
+        if known is not None and known.value == token:
             del self._tokens[key]
 
     async def _lead(self, key: Hashable, auth: OAuth2Auth, ssl_context: ssl.SSLContext | None, endpoint: str) -> str:
         fetch = self._fetches[key] = _Fetch()
         try:
             began = anyio.current_time()
-            token, lifetime = await _fetch_token(auth, ssl_context, endpoint)
-            self._tokens[key] = token, None if lifetime is None else began + lifetime - _RENEWED_BEFORE
-            fetch.token = token
+            value, lifetime = await _fetch_token(auth, ssl_context, endpoint)
+            self._forget_expired(began)
+            self._tokens[key] = _Token(value, began + lifetime - _RENEWED_BEFORE)
+            fetch.token = value
         except WebSocketError as error:
             fetch.error = error
             raise
         finally:
             del self._fetches[key]
             fetch.done.set()
-        return token
+        return value
+
+    def _forget_expired(self, now: float) -> None:
+        self._tokens = {key: token for key, token in self._tokens.items() if now < token.usable_until}
 
 
-async def _fetch_token(auth: OAuth2Auth, ssl_context: ssl.SSLContext | None, endpoint: str) -> tuple[str, float | None]:
-    check_http_url(auth.token_url, "auth.token_url")
+async def _fetch_token(auth: OAuth2Auth, ssl_context: ssl.SSLContext | None, endpoint: str) -> tuple[str, float]:
+    """Ask for a token: RFC 6749, section 4.4.2. Returns it with its lifetime in seconds, infinite where unknown."""
     form = {"grant_type": "client_credentials"}
     if auth.scope:
         form["scope"] = auth.scope
-    secret = {"client_id": auth.client_id, "client_secret": auth.client_secret}
-    ask = request_json
-    status, answer = await ask(
-        "POST", auth.token_url, form=form | secret, ssl_context=ssl_context, what="token request"
+    if not all(map(_is_text, (auth.client_id, auth.client_secret, *form.values()))):
+        raise WebSocketSecurityError("auth: client_id, client_secret or scope holds what is no text", endpoint=endpoint)
+    request = functools.partial(
+        request_json,
+        "POST",
+        auth.token_url,
+        ssl_context=ssl_context,
+        what=f"token request to {display_url(auth.token_url)}",
+        endpoint=endpoint,
+        max_size=_LONGEST_ANSWER,
     )
-    if status == 401 and isinstance(answer, dict) and answer.get("error") == "invalid_client":
-        # RFC 6749, section 2.3.1: a server may want the credentials in the header instead.
-        basic = _basic(quote(auth.client_id, safe=""), quote(auth.client_secret, safe=""))
-        status, answer = await ask(
-            "POST",
-            auth.token_url,
-            form=form,
-            headers=(("Authorization", f"Basic {basic}"),),
-            ssl_context=ssl_context,
-            what="token request",
-        )
+    status, answer = await request(form={**form, "client_id": auth.client_id, "client_secret": auth.client_secret})
+    if status == 401 and _refusal(answer) == "invalid_client":
+        # Section 2.3.1: a server may take the credentials only in the header, form-encoded.
+        basic = _basic(quote_plus(auth.client_id), quote_plus(auth.client_secret))
+        status, answer = await request(form=form, headers=(("Authorization", f"Basic {basic}"),))
+    where = f"the token endpoint {display_url(auth.token_url)}"
     if status >= 500:
         raise WebSocketConnectionError(
-            f"the token endpoint {display_url(auth.token_url)} answered with status {status}",
-            endpoint=endpoint,
-            status=status,
-            transient=True,
+            f"{where} answered with status {status}", endpoint=endpoint, status=status, transient=True
         )
     if status != 200:
-        raise WebSocketAuthError(
-            f"the token endpoint {display_url(auth.token_url)} refused the credentials (status {status})",
-            endpoint=endpoint,
-            status=status,
-        )
-    return _read_token(answer, endpoint)
-
-
-def _read_token(answer: Any, endpoint: str) -> tuple[str, float | None]:
+        reason = ", ".join(filter(None, (f"status {status}", _refusal(answer))))
+        raise WebSocketAuthError(f"{where} gave no token ({reason})", endpoint=endpoint, status=status)
     token = answer.get("access_token") if isinstance(answer, dict) else None
-    if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise WebSocketAuthError("the token endpoint gave no usable access_token", endpoint=endpoint)
-    lifetime = answer.get("expires_in")
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise WebSocketAuthError(f"{where} answered without a usable access_token", endpoint=endpoint)
+    return token, _lifetime(answer.get("expires_in"))
+
+
+def _refusal(answer: Any) -> str | None:
+    """The error code of an answer, where it is one of OAuth's."""
+    code = answer.get("error") if isinstance(answer, dict) else None
+    return code if isinstance(code, str) and code in _REFUSALS else None
+
+
+def _lifetime(expires_in: Any) -> float:
+    """Seconds; what says nothing sensible counts as not said, and the token is kept until it is refused."""
     try:
-        return token, None if lifetime is None else float(lifetime)
-    except (TypeError, ValueError):
-        return token, None
+        seconds = float(expires_in)
+    except (TypeError, ValueError, OverflowError):
+        return math.inf
+    return math.inf if math.isnan(seconds) else seconds

@@ -1,23 +1,35 @@
 """The few HTTP requests of this package: for OAuth2 tokens and for manuals.
 
-Everything that goes wrong becomes one of the package's errors here, and httpx's own log records of these requests are
-kept from showing what they should not: the query of a URL at INFO, headers at DEBUG.
+Everything that goes wrong becomes one of the package's errors here. httpx does the talking; three things are added to
+it. The answer is decompressed here, within its limit, as httpx's decoders have none. A request that is cancelled in the
+middle of its TLS handshake closes its socket, which httpcore forgets. And httpx's own log records of these requests are
+dropped: they show the query of a URL at INFO, and headers at DEBUG.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import socket
 import ssl
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import anyio
 
 from .errors import WebSocketConnectionError, WebSocketError, WebSocketProtocolError
-from .security import display_url
+from .security import check_http_url, display_url
 from .tls import default_context
 
+if TYPE_CHECKING:
+    import httpx
+
 __all__ = ["request_json"]
+
+_log = logging.getLogger(__name__)
 
 _MAX_SIZE = 16 * 2**20
 _LOGGERS = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.http2", "httpcore.proxy", "httpcore.socks")
@@ -33,34 +45,52 @@ async def request_json(
     headers: Iterable[tuple[str, str]] = (),
     ssl_context: ssl.SSLContext | None = None,
     what: str,
+    endpoint: str | None = None,
     max_size: int = _MAX_SIZE,
 ) -> tuple[int, Any]:
     """Make one request and read its answer as JSON.
 
-    It has no time limit of its own; cancelling it closes its connection. It follows no redirect and uses no proxy.
+    It has no time limit of its own: that is the caller's cancel scope. Cancelling it closes its connection. It follows
+    no redirect, and takes neither proxies nor credentials from the environment: what goes where is for the call
+    template alone to say.
 
     Args:
+        form: Sent as ``application/x-www-form-urlencoded``.
+        ssl_context: How TLS is verified; None: against the system's trust store.
         what: What the request is, for errors.
-        max_size: Longest answer, decompressed, in bytes.
+        endpoint: What errors name as their endpoint; None: the URL.
+        max_size: Longest answer, compressed and decompressed, in bytes.
 
     Returns:
         The status, and the JSON of the body, or None where that is no JSON.
 
     Raises:
+        WebSocketSecurityError: The URL is one that may not be asked.
         WebSocketConnectionError: There is no answer, or it is a redirect.
-        WebSocketProtocolError: The answer is too long.
+        WebSocketProtocolError: The answer is too long, or in a content encoding that was not asked for.
     """
-    import httpx  # not every user needs it
+    import httpx  # slow to import, and not every user needs it
 
+    check_http_url(url, what)
     _quieten()
-    endpoint = display_url(url)
-    failure: WebSocketError | None = None
+    endpoint = endpoint or display_url(url)
+    failure: WebSocketError
+    sockets = _Sockets()
     mine = _ours.set(True)
     try:
         async with (
-            httpx.AsyncClient(verify=ssl_context or default_context(), trust_env=False, timeout=None) as client,
+            httpx.AsyncClient(
+                verify=ssl_context or default_context(),
+                trust_env=False,
+                timeout=None,  # noqa: S113 - the caller's cancel scope is the deadline
+            ) as client,
             client.stream(
-                method, url, data=form, headers=[("Accept", "application/json"), *headers], follow_redirects=False
+                method,
+                url,
+                data=form,
+                headers=[("Accept", "application/json"), ("Accept-Encoding", "gzip"), *headers],
+                follow_redirects=False,
+                extensions={"trace": sockets.trace},
             ) as response,
         ):
             status = response.status_code
@@ -68,39 +98,99 @@ async def request_json(
                 raise WebSocketConnectionError(
                     f"the {what} was answered with a redirect, which is not followed", endpoint=endpoint, status=status
                 )
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > max_size:
-                    raise WebSocketProtocolError(
-                        f"the answer to the {what} is longer than {max_size} bytes", endpoint=endpoint
-                    )
+            body = await _read(response, max_size, what, endpoint)
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-        tls = any(isinstance(cause, ssl.SSLError) for cause in _chain(error))
-        failure = WebSocketConnectionError(
-            f"the {what} failed ({'TLS' if tls else type(error).__name__})",
-            endpoint=endpoint,
-            transient=isinstance(error, httpx.TransportError) and not tls,
-        )
+        failure = _failure(error, what, endpoint)
+    else:
+        _log.debug("%s: %s answered with status %d", what, display_url(url), status)
+        return status, _json(body)
     finally:
         _ours.reset(mine)
-    if failure is not None:
-        # Raised here, nothing of httpx is behind it: its errors hold the request with URL and headers.
-        raise failure
+        await sockets.aclose()
+    # Raised here, nothing of httpx is behind it: its errors hold the request with URL and headers.
+    raise failure
+
+
+async def _read(response: httpx.Response, max_size: int, what: str, endpoint: str) -> bytes:
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", ""):
+        raise WebSocketProtocolError(
+            f"the answer to the {what} has a content encoding that was not asked for", endpoint=endpoint
+        )
+    inflate = zlib.decompressobj(16 + zlib.MAX_WBITS) if encoding == "gzip" else None
+    received, body = 0, bytearray()
+    corrupt = False
+    async for chunk in response.aiter_raw():
+        received += len(chunk)
+        try:
+            body += chunk if inflate is None else inflate.decompress(chunk, max_size + 1 - len(body))
+        except zlib.error:
+            corrupt = True
+            break
+        if received > max_size or len(body) > max_size:
+            raise WebSocketProtocolError(f"the answer to the {what} is longer than {max_size} bytes", endpoint=endpoint)
+    if corrupt or (inflate is not None and received and not inflate.eof):
+        raise WebSocketProtocolError(f"the answer to the {what} is not valid gzip", endpoint=endpoint)
+    return bytes(body)
+
+
+def _json(body: bytes) -> Any:
     try:
-        return status, json.loads(body)
+        return json.loads(body)
     except (ValueError, RecursionError):
-        return status, None
+        return None
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+class _Sockets:
+    """The connections of a request, closed whatever becomes of it: httpcore forgets one whose TLS handshake is
+    cancelled.
+    """
+
+    def __init__(self) -> None:
+        self._streams: list[Any] = []
+
+    async def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """As httpcore's "trace" extension wants it."""
+        if event == "connection.connect_tcp.complete":
+            self._streams.append(info["return_value"])
+
+    async def aclose(self) -> None:
+        """Close them; closing a TCP stream waits for nothing, and doing it twice does nothing."""
+        with anyio.CancelScope(shield=True):
+            for stream in self._streams:
+                await stream.aclose()
+
+
+def _failure(error: Exception, what: str, endpoint: str) -> WebSocketConnectionError:
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            reason = f"TLS: the certificate is not trusted: {cause.verify_message}"
+        elif isinstance(cause, ssl.SSLError):
+            reason = f"TLS: {cause.reason or 'the handshake failed'}"
+        else:
+            continue
+        return WebSocketConnectionError(f"the {what} failed: {reason}", endpoint=endpoint)
+    reason = "the connection was lost, or the answer is no valid HTTP"
+    for cause in causes:
+        if isinstance(cause, socket.gaierror):
+            reason = "the host name cannot be resolved"
+        elif isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
+            reason = os.strerror(cause.errno)
+    return WebSocketConnectionError(f"the {what} failed: {reason}", endpoint=endpoint, transient=True)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what is in it, and what is behind it."""
     while error is not None:
         yield error
+        for inner in getattr(error, "exceptions", ()):
+            yield from _causes(inner)
         error = error.__cause__ or error.__context__
 
 
 class _Discreet(logging.Filter):
-    """Drops the records of this package's own requests, which show URLs and headers."""
+    """Drops the records of this package's own requests; those of the user's own use of httpx pass."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not _ours.get()
