@@ -120,6 +120,14 @@ class Peer:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         await anyio.aclose_forcefully(self.stream)
 
+    async def until_closed(self) -> None:
+        """Answer the client's closing handshake, whenever it comes."""
+        while True:
+            opcode, payload = await self.receive_frame()
+            if opcode == CLOSE:
+                await self.send_frame(CLOSE, payload)
+                return
+
     async def until_gone(self) -> None:
         """Wait until the client has closed the connection."""
         try:
@@ -148,7 +156,7 @@ async def peer(
 ) -> AsyncIterator[str]:
     """A server on loopback that runs `script` for each connection; gives its URL.
 
-    A script that ends leaves the connection to the client; one that the client's end breaks is fine.
+    When a script ends, the client may close the connection; one that the client's end breaks is fine.
     """
 
     async def handle(stream: anyio.abc.ByteStream) -> None:
@@ -156,7 +164,7 @@ async def peer(
             connection = Peer(stream)
             try:
                 await script(connection)
-                await connection.until_gone()
+                await connection.until_closed()
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.IncompleteRead):
                 pass
 

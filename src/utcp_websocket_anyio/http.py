@@ -98,12 +98,16 @@ async def request_json(
                 raise WebSocketConnectionError(
                     f"the {what} was answered with a redirect, which is not followed", endpoint=endpoint, status=status
                 )
-            body = await _read(response, max_size, what, endpoint)
+            body = _Body(response.headers.get("Content-Encoding", "identity").strip().lower(), max_size)
+            await _read(response, body, sockets)
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
         failure = _failure(error, what, endpoint)
     else:
         _log.debug("%s: %s answered with status %d", what, display_url(url), status)
-        return status, _json(body)
+        content = body.finish()
+        if body.fault is None:
+            return status, _json(content)
+        failure = WebSocketProtocolError(f"the answer to the {what} {body.fault}", endpoint=endpoint)
     finally:
         _ours.reset(mine)
         await sockets.aclose()
@@ -111,27 +115,56 @@ async def request_json(
     raise failure
 
 
-async def _read(response: httpx.Response, max_size: int, what: str, endpoint: str) -> bytes:
-    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding not in ("identity", "gzip", ""):
-        raise WebSocketProtocolError(
-            f"the answer to the {what} has a content encoding that was not asked for", endpoint=endpoint
-        )
-    inflate = zlib.decompressobj(16 + zlib.MAX_WBITS) if encoding == "gzip" else None
-    received, body = 0, bytearray()
-    corrupt = False
-    async for chunk in response.aiter_raw():
-        received += len(chunk)
+class _Body:
+    """The body of an answer as it arrives, decompressed.
+
+    Attributes:
+        fault: What is wrong with it; None while nothing is.
+    """
+
+    def __init__(self, encoding: str, max_size: int) -> None:
+        self.fault: str | None = None
+        self._content = bytearray()
+        self._received = 0
+        self._max_size = max_size
+        self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS) if encoding == "gzip" else None
+        if encoding not in ("identity", "gzip", ""):
+            self.fault = "has a content encoding that was not asked for"
+
+    def feed(self, chunk: bytes) -> None:
+        """Take in what was received."""
+        self._received += len(chunk)
         try:
-            body += chunk if inflate is None else inflate.decompress(chunk, max_size + 1 - len(body))
+            if self._inflate is not None:
+                chunk = self._inflate.decompress(chunk, self._max_size + 1 - len(self._content))
         except zlib.error:
-            corrupt = True
-            break
-        if received > max_size or len(body) > max_size:
-            raise WebSocketProtocolError(f"the answer to the {what} is longer than {max_size} bytes", endpoint=endpoint)
-    if corrupt or (inflate is not None and received and not inflate.eof):
-        raise WebSocketProtocolError(f"the answer to the {what} is not valid gzip", endpoint=endpoint)
-    return bytes(body)
+            self.fault = "is not valid gzip"
+            return
+        self._content += chunk
+        if self._received > self._max_size or len(self._content) > self._max_size:
+            self.fault = f"is longer than {self._max_size} bytes"
+
+    def finish(self) -> bytes:
+        """All of it; or nothing, where there is a fault."""
+        if self._received and self._inflate is not None and not self._inflate.eof and self.fault is None:
+            self.fault = "is not valid gzip"
+        return b"" if self.fault else bytes(self._content)
+
+
+async def _read(response: httpx.Response, body: _Body, sockets: _Sockets) -> None:
+    import httpx
+
+    try:
+        async for chunk in response.aiter_raw():
+            if body.fault is None:
+                body.feed(chunk)
+            if body.fault is not None:
+                # The generators behind this loop are only done when they reach an end, so they are given one: what
+                # leaves them midway is left to the garbage collector, of which trio warns.
+                await sockets.aclose()
+    except httpx.TransportError:
+        if body.fault is None:
+            raise
 
 
 def _json(body: bytes) -> Any:

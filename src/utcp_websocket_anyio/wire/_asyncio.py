@@ -12,6 +12,7 @@ import itertools
 import socket
 from abc import abstractmethod
 from collections import deque
+from typing import cast
 
 import anyio
 
@@ -189,8 +190,8 @@ class StreamWire(PushedWire, asyncio.Protocol):
         return self._session.is_open
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._connected(transport)
+        # uvloop's transports are none of asyncio's classes.
+        self._connected(cast("asyncio.Transport", transport))
         self._flush()
 
     def data_received(self, data: bytes) -> None:

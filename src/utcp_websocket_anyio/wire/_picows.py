@@ -94,6 +94,9 @@ class PicowsWire(PushedWire):
         self._loop.call_soon(_retrieve_failure, transport)
 
     def _deliver(self, is_text: bool, frame: picows.WSFrame) -> None:
+        if frame.payload_size > self._limit:
+            self._break(1009, f"a message longer than {self._limit} bytes")
+            return
         if not is_text:
             self._pushed(frame.get_payload_as_bytes())
             return
@@ -215,12 +218,15 @@ async def open_wire(target: Target) -> Wire:
             read_buffer_init_size=_READ_BUFFER,
             socket_factory=lambda _: opened,
         )
+        if transport is None or transport.response is None:
+            # How picows tells of a connection that was closed before the server had answered.
+            raise ConnectionResetError
         fault = _negotiation_fault(transport, target)
         if fault is None:
             return wire
         failure = fault
     except (OSError, AssertionError) as error:
-        # The assertion is picows' own: the server closed the connection before it had answered.
+        # The assertion is picows' own, for the same thing in other releases.
         failure = connection_failure(error, target.endpoint)
     except picows.WSHandshakeError as error:
         failure = _handshake_failure(error, target.endpoint)

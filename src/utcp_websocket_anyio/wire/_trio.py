@@ -10,6 +10,7 @@ import copy
 import itertools
 from collections.abc import Callable
 
+import anyio
 import trio
 
 from ..errors import WebSocketClosedError, WebSocketError
@@ -39,17 +40,16 @@ async def open_wire(target: Target) -> Wire:
         wire = TrioWire(stream, Session(target), target, abort=opened.socket.close, fileno=opened.socket.fileno())
         await wire.handshake()
         return wire
-    except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-        failure = connection_failure(error, target.endpoint)
     except WebSocketError as error:
         failure = error
+    except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        failure = connection_failure(error, target.endpoint)
     except BaseException:
         if opened is not None:
             opened.socket.close()
         raise
     if opened is not None:
         opened.socket.close()
-    failure.__context__ = None
     raise failure
 
 
@@ -88,9 +88,7 @@ class TrioWire(Wire):
         while not self._session.is_open:
             if self._session.closed is not None:
                 raise self._session.closed
-            self._session.feed(await self._stream.receive_some(_CHUNK))
-        if self._session.closed is not None:
-            self._end(self._session.closed)
+            await self._digest(await self._stream.receive_some(_CHUNK))
 
     def pending(self) -> bool:
         if self._session.messages or self.closed is not None or self._more:
@@ -104,7 +102,7 @@ class TrioWire(Wire):
 
     async def receive(self) -> str | bytes:
         if self._reading:
-            raise trio.BusyResourceError("another task is receiving")
+            raise anyio.BusyResourceError("receiving")
         session = self._session
         while not session.messages:
             self._check_open()
@@ -154,7 +152,6 @@ class TrioWire(Wire):
 
     async def _read(self) -> None:
         """Read what has come, answer what has to be answered, and end what has ended."""
-        session = self._session
         self._reading = True
         try:
             data = await self._stream.receive_some(_CHUNK)
@@ -165,6 +162,10 @@ class TrioWire(Wire):
             if self._gone is not None:
                 self._gone.set()
         self._more = len(data) == _CHUNK
+        await self._digest(data)
+
+    async def _digest(self, data: bytes | bytearray) -> None:
+        session = self._session
         session.feed(data)
         answer = session.to_send()
         if answer and self.closed is None:
