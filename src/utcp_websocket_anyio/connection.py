@@ -126,17 +126,16 @@ class Connection:
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing has arrived that is still to be discarded, as far as is known without waiting."""
+        """Whether nothing has arrived that is still to be discarded."""
         return not self.wire.pending()
 
-    async def settle(self) -> bool:
-        """Discard what has arrived while the connection was idle; False when it turns out to be closed."""
+    async def settle(self) -> None:
+        """Discard what has arrived while the connection was idle, as long as that does not go on and on."""
         for _ in range(_SETTLING_ROUNDS):
             if not self.usable or self.quiet:
                 break
             self._nudge()
             await anyio.lowlevel.checkpoint()
-        return self.usable
 
     def attach(self, user: Recipient) -> None:
         """Begin an exclusive use: what comes from now on is the user's. Only a close on this side calls its `fail`."""
@@ -270,10 +269,9 @@ class Connection:
 
     async def _keep_reading(self) -> None:
         try:
-            while self._error is None:
-                if not self.plan.multiplex:
-                    await self._turn_to_read()
-                await self._read_one()
+            while not (self._error or self.retired):
+                if self.plan.multiplex or await self._turn_to_read():
+                    await self._read_one()
         except WebSocketError as error:
             self._fail(error)
 
@@ -292,21 +290,22 @@ class Connection:
         elif self._router:
             self._router.route(message)
 
-    async def _turn_to_read(self) -> None:
-        """Wait until nobody has read for a moment and there is room for what may come."""
+    async def _turn_to_read(self) -> bool:
+        """Wait until nobody has read for a moment and there is room for what may come; False: it has come to an end."""
         linger, longest = _LINGER
         while self._user is not None or self._reads != self._reads_seen:
             self._reads_seen = self._reads
             await self._until_nudged(linger)
-            if self._error is not None:
-                return
+            if self._error or self.retired:
+                return False
             nudged, self._nudged = self._nudged, False
             if self._reading or self._is_full:
                 linger = min(2 * linger, longest)
             elif nudged or self._reads == self._reads_seen:
-                return
+                break
             else:
                 linger = _LINGER[0]
+        return True
 
     async def _until_nudged(self, seconds: float) -> None:
         if not self._nudged:
@@ -370,6 +369,7 @@ class Connection:
         if self.retired or self._error is not None:
             return
         self.retired = True
+        self._wake(self._attention)
         self._reason = WebSocketClosedError(why, code=1000, endpoint=self.label)
         self._dismiss(self._reason)
         with anyio.CancelScope(shield=True):

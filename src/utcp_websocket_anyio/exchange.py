@@ -269,7 +269,7 @@ class Exchange:
         """Wait for the next response, or for the end."""
         while not self._over:
             verdict = await self._next_verdict()
-            if verdict is not SKIP:
+            if not (verdict is SKIP or self._over):
                 return self._counted(verdict)
         return END
 

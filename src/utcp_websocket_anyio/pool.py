@@ -136,7 +136,8 @@ class Pool:
         """A connection for one exchange, to be given back with `release` or `retire`; a shared one is not given back.
 
         Args:
-            clean: Not a connection on which a request went that nobody awaited an answer to; one may still come.
+            clean: Not a connection on which something may come that nobody asked for: an answer that was not awaited,
+                or one message after another while it was idle.
 
         Raises:
             WebSocketTimeoutError: No connection became free, or could be opened, in time.
@@ -159,10 +160,8 @@ class Pool:
             if site.shared:
                 if granted.usable:
                     return granted
-            elif await self._settled(site, granted):
-                if not (clean and granted.unanswered):
-                    return granted
-                self.retire(granted, "a request without an awaited answer went before")
+            elif await self._settled(site, granted, clean=clean):
+                return granted
 
     def release(self, connection: Connection, endpoint: Endpoint, *, unanswered: bool = False) -> None:
         """Give back a connection whose exchange ended well, for the next one."""
@@ -261,23 +260,30 @@ class Pool:
         elif not isinstance(outcome, WebSocketError) and not site.shared:
             self.release(outcome, site.endpoint)
 
-    async def _settled(self, site: _Site, connection: Connection) -> bool:
-        if connection.usable and connection.quiet:
+    async def _settled(self, site: _Site, connection: Connection, *, clean: bool) -> bool:
+        """Whether an idle connection can be used now; one that cannot is retired."""
+        if not (connection.usable and connection.quiet):
+            try:
+                await connection.settle()
+            except BaseException:
+                self.release(connection, site.endpoint)
+                raise
+        if connection.usable and not (clean and (connection.unanswered or not connection.quiet)):
             return True
-        try:
-            return await connection.settle()
-        except BaseException:
-            self.release(connection, site.endpoint)
-            raise
+        self.retire(connection, "an answer that nobody awaits may still come")
+        return False
 
     async def _open(self, site: _Site, plan: Plan) -> Connection:
         """Use a slot: open a connection, and tell those who wait for it when it is shared."""
         scope = anyio.CancelScope()
         site.opening.add(scope)
+        connection: Connection | None = None
         try:
             with scope:
                 connection = await self._connect(site.endpoint, plan)
-            if scope.cancelled_caught:
+            if connection is None or scope.cancel_called:
+                if connection is not None:
+                    connection.abort("closed while connecting")
                 raise WebSocketClosedError("closed while connecting", code=1000, endpoint=site.endpoint.label)
         except BaseException as error:
             site.slots_lent -= 1

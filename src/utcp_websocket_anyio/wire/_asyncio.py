@@ -40,6 +40,7 @@ class PushedWire(Wire):
         self._queue: deque[str | bytes] = deque()
         self._queued = 0
         self._paused = False
+        self._resuming = False
         self._arrival: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._pings: dict[bytes, asyncio.Future[None]] = {}
@@ -59,6 +60,10 @@ class PushedWire(Wire):
     @abstractmethod
     def _send_close(self, code: int, reason: str) -> None:
         """Give a close frame to the transport."""
+
+    @abstractmethod
+    def _is_amid_message(self) -> bool:
+        """Whether a part of a message was received, as far as the engine can tell."""
 
     # What an engine calls
 
@@ -101,7 +106,7 @@ class PushedWire(Wire):
     # Wire
 
     def pending(self) -> bool:
-        if self._queue or self.closed is not None:
+        if self._queue or self.closed is not None or self._resuming or self._is_amid_message():
             return True
         return self._readable is not None and self._readable()
 
@@ -126,10 +131,19 @@ class PushedWire(Wire):
         self._queued -= len(message)
         self.bytes_received += len(message)
         if self._paused and not self._queue:
-            self._paused = False
-            if self._transport is not None and not self._transport.is_closing():
-                self._transport.resume_reading()
+            self._resume()
         return message
+
+    def _resume(self) -> None:
+        self._paused = False
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+            # A TLS transport hands on what it kept back in one of the next turns of the loop.
+            self._resuming = True
+            self._loop.call_soon(self._loop.call_soon, self._resumed)
+
+    def _resumed(self) -> None:
+        self._resuming = False
 
     async def ping(self) -> None:
         self._check_open()
@@ -153,9 +167,8 @@ class PushedWire(Wire):
                     WebSocketClosedError("closed by this side", code=code, reason=reason, endpoint=self._endpoint)
                 )
             self._queue.clear()
-            if self._paused and self._transport is not None and not self._transport.is_closing():
-                self._paused = False
-                self._transport.resume_reading()
+            if self._paused:
+                self._resume()
             with anyio.move_on_after(CLOSING_TIME):
                 await asyncio.shield(self._gone)
         finally:
@@ -227,6 +240,9 @@ class StreamWire(PushedWire, asyncio.Protocol):
         data = self._session.to_send()
         if data and self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
+
+    def _is_amid_message(self) -> bool:
+        return self._session.is_amid_message
 
     def _send_message(self, data: str | bytes) -> None:
         assert self._transport is not None

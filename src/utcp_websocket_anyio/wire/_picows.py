@@ -147,6 +147,10 @@ class PicowsWire(PushedWire):
 
     # What the base calls
 
+    def _is_amid_message(self) -> bool:
+        # Part of a frame stays with picows, out of sight.
+        return self._fragments is not None
+
     def _send_message(self, data: str | bytes) -> None:
         assert self._socket is not None
         self._socket.send(_TEXT if isinstance(data, str) else _BINARY, data)

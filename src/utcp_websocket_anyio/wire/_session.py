@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -60,11 +60,13 @@ class Session:
         self.is_open = False
         self._target = target
         self._head: bytearray | None = bytearray()
+        self._unfinished = 0
         self._opcode = Opcode.TEXT
+        self._is_fragmented = False
         self._fragments: list[bytes | bytearray] = []
         self._protocol = ClientProtocol(
             parse_uri(target.url),
-            extensions=[_DeflateFactory(target.compression_threshold)] if target.compression else None,
+            extensions=[_DeflateFactory(target.compression_threshold, self._inflated)] if target.compression else None,
             subprotocols=[target.subprotocol] if target.subprotocol is not None else None,  # type: ignore[list-item]
             max_size=target.max_message_size,
             logger=_silent,
@@ -90,11 +92,18 @@ class Session:
             if rest is None:
                 return
             data = rest
+            self._unfinished = len(data) - data.find(b"\r\n\r\n") - 4
+        else:
+            self._unfinished += len(data)
         if data:
             self._protocol.receive_data(data)
         else:
             self._protocol.receive_eof()
         self._take_events()
+
+    def _inflated(self, more: int) -> None:
+        """A frame came out longer by so many bytes than it was received."""
+        self._unfinished += more
 
     def message(self, data: str | bytes) -> bytes:
         """The frame of a message.
@@ -125,6 +134,11 @@ class Session:
             return b""
         self._protocol.send_close(code, reason)
         return self.to_send()
+
+    @property
+    def is_amid_message(self) -> bool:
+        """Whether something of a message was received that is not taken yet."""
+        return bool(self.messages or self._unfinished) or self._is_fragmented
 
     @property
     def close_received(self) -> bool:
@@ -205,7 +219,9 @@ class Session:
 
     def _take_frame(self, frame: Frame) -> None:
         opcode = frame.opcode
+        self._unfinished -= _header_size(frame) + len(frame.data)
         if opcode is Opcode.TEXT or opcode is Opcode.BINARY:
+            self._is_fragmented = not frame.fin
             if frame.fin:
                 self._deliver(opcode, frame.data)
             else:
@@ -215,6 +231,7 @@ class Session:
             if frame.data:
                 self._fragments.append(bytes(frame.data))
             if frame.fin:
+                self._is_fragmented = False
                 fragments, self._fragments = self._fragments, []
                 self._deliver(self._opcode, b"".join(fragments))
         elif opcode is Opcode.PONG:
@@ -278,27 +295,43 @@ def user_agent() -> str:
     return f"utcp-websocket-anyio/{__version__} Python/{platform.python_version()}"
 
 
-class _DeflateFactory(ClientPerMessageDeflateFactory):
-    """Offers permessage-deflate, and leaves short messages as they are."""
+def _header_size(frame: Frame) -> int:
+    """Bytes in the header of a frame without mask (RFC 6455, section 5.2)."""
+    size = len(frame.data)
+    return 2 if size < 126 else 4 if size < 65536 else 10
 
-    def __init__(self, threshold: int) -> None:
+
+class _DeflateFactory(ClientPerMessageDeflateFactory):
+    """Offers permessage-deflate, and leaves short messages as they are.
+
+    Args:
+        inflated: Told how many bytes a payload gained.
+    """
+
+    def __init__(self, threshold: int, inflated: Callable[[int], None]) -> None:
         super().__init__(client_max_window_bits=True)
         self._threshold = threshold
+        self._inflated = inflated
 
     def process_response_params(
         self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[Extension]
     ) -> Any:
-        return _Deflate(super().process_response_params(params, accepted_extensions), self._threshold)
+        deflate = super().process_response_params(params, accepted_extensions)
+        return _Deflate(deflate, self._threshold, self._inflated)
 
 
 class _Deflate(Extension):
-    def __init__(self, deflate: Extension, threshold: int) -> None:
+    def __init__(self, deflate: Extension, threshold: int, inflated: Callable[[int], None]) -> None:
         self.name = deflate.name
         self._deflate = deflate
         self._threshold = threshold
+        self._inflated = inflated
 
     def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:
-        return self._deflate.decode(frame, max_size=max_size)
+        decoded = self._deflate.decode(frame, max_size=max_size)
+        gained = len(decoded.data) + _header_size(decoded) - len(frame.data) - _header_size(frame)
+        self._inflated(gained)
+        return decoded
 
     def encode(self, frame: Frame) -> Frame:
         return frame if len(frame.data) < self._threshold else self._deflate.encode(frame)

@@ -2,12 +2,17 @@
 
 There is no task of its own: whoever waits for a message reads the stream, and what is to be sent in answer (pongs, the
 closing handshake) is sent by whoever reads.
+
+Whether something has arrived has to be known exactly before a connection is used again. So nothing is kept on the way
+where it cannot be seen: a read takes from the kernel only when its task runs (trio's own yields with the data in hand),
+and TLS gets one record at a time (trio's stream keeps further ones to itself).
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+import socket
 from collections.abc import Callable
 
 import anyio
@@ -23,21 +28,25 @@ from ._session import Session
 __all__ = ["TrioWire", "open_wire"]
 
 _CHUNK = 64 * 1024
+_RECORD_HEADER = 5
+_RECORD_TYPES = range(20, 25)
+_TLS = 3
 
 
 async def open_wire(target: Target) -> Wire:
     """As `utcp_websocket_anyio.wire.open_wire`."""
     address = split_address(target.url)
     failure: WebSocketError
-    opened: trio.SocketStream | None = None
+    opened: _SocketStream | None = None
     try:
-        opened = await trio.open_tcp_stream(address.host, address.port)
-        stream: trio.abc.Stream = opened
+        stream: trio.abc.Stream
+        stream = opened = _SocketStream(await trio.open_tcp_stream(address.host, address.port))
         if address.secure:
+            opened = records = _RecordStream(opened)
             context = target.ssl_context or default_context()
-            stream = trio.SSLStream(opened, context, server_hostname=address.host, https_compatible=True)
+            stream = trio.SSLStream(records, context, server_hostname=address.host, https_compatible=True)
             await stream.do_handshake()
-        wire = TrioWire(stream, Session(target), target, abort=opened.socket.close, fileno=opened.socket.fileno())
+        wire = TrioWire(stream, Session(target), target, abort=opened.abort, arrived=opened.pending)
         await wire.handshake()
         return wire
     except WebSocketError as error:
@@ -46,11 +55,83 @@ async def open_wire(target: Target) -> Wire:
         failure = connection_failure(error, target.endpoint)
     except BaseException:
         if opened is not None:
-            opened.socket.close()
+            opened.abort()
         raise
     if opened is not None:
-        opened.socket.close()
+        opened.abort()
     raise failure
+
+
+class _SocketStream(trio.abc.Stream):
+    """A TCP stream that takes nothing from the kernel before it can be handed on.
+
+    Args:
+        opened: Becomes part of this one.
+    """
+
+    def __init__(self, opened: trio.SocketStream) -> None:
+        self._socket = socket.socket(fileno=opened.socket.detach())
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(self._socket))
+        self._readable = Readable(self._socket.fileno())
+
+    def pending(self) -> bool:
+        """Whether there is something to receive."""
+        return self._readable()
+
+    def abort(self) -> None:
+        self._stream.socket.close()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                return self._socket.recv(max_bytes or _CHUNK)
+            except BlockingIOError:
+                continue
+            except OSError:
+                raise trio.BrokenResourceError from None
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class _RecordStream(_SocketStream):
+    """A TCP stream that gives out one TLS record (RFC 8446, section 5.1) at a time."""
+
+    def __init__(self, opened: _SocketStream) -> None:
+        self._socket = opened._socket
+        self._stream = opened._stream
+        self._readable = opened._readable
+        self._received = bytearray()
+
+    def pending(self) -> bool:
+        return bool(self._received) or super().pending()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        while (end := self._record_end()) > len(self._received):
+            data = await super().receive_some()
+            if not data:
+                end = len(self._received)
+                break
+            self._received += data
+        record = bytes(self._received[:end])
+        del self._received[:end]
+        return record
+
+    def _record_end(self) -> int:
+        """How long the first record is; what is no TLS goes on as it is, to be refused there."""
+        received = self._received
+        if len(received) < _RECORD_HEADER:
+            return _RECORD_HEADER
+        if received[0] not in _RECORD_TYPES or received[1] != _TLS:
+            return len(received)
+        return _RECORD_HEADER + int.from_bytes(received[3:5], "big")
 
 
 class TrioWire(Wire):
@@ -58,7 +139,7 @@ class TrioWire(Wire):
 
     Args:
         abort: Closes the stream's transport, synchronously.
-        fileno: The socket's; None where there is no socket.
+        arrived: Whether the transport has something to be read.
     """
 
     def __init__(
@@ -68,14 +149,13 @@ class TrioWire(Wire):
         target: Target,
         *,
         abort: Callable[[], None],
-        fileno: int | None = None,
+        arrived: Callable[[], bool] = lambda: False,
     ) -> None:
         self._stream = stream
         self._session = session
         self._endpoint = target.endpoint
         self._abort = abort
-        self._readable = None if fileno is None else Readable(fileno)
-        self._more = False
+        self._arrived = arrived
         self._reading = False
         self._sending = trio.Lock()
         self._pings: dict[bytes, trio.Event] = {}
@@ -91,9 +171,7 @@ class TrioWire(Wire):
             await self._digest(await self._stream.receive_some(_CHUNK))
 
     def pending(self) -> bool:
-        if self._session.messages or self.closed is not None or self._more:
-            return True
-        return self._readable is not None and self._readable()
+        return self.closed is not None or self._session.is_amid_message or self._arrived()
 
     async def send(self, data: str | bytes) -> None:
         self._check_open()
@@ -161,7 +239,6 @@ class TrioWire(Wire):
             self._reading = False
             if self._gone is not None:
                 self._gone.set()
-        self._more = len(data) == _CHUNK
         await self._digest(data)
 
     async def _digest(self, data: bytes | bytearray) -> None:
