@@ -38,12 +38,13 @@ class Message:
         """The message as JSON; a binary one is taken as UTF-8.
 
         Raises:
-            ResponseError: It is no JSON (RFC 8259).
+            ResponseError: It is no JSON as `json.loads` reads it.
         """
         parsed = self._json
         if parsed is None:
             try:
-                parsed = (json.loads(self.data),)
+                # Not json.loads of bytes: that would take UTF-16 and UTF-32 as well.
+                parsed = (json.loads(self.data if isinstance(self.data, str) else self.data.decode()),)
             except (ValueError, RecursionError):
                 parsed = ResponseError(f"the message is not JSON: {self._excerpt()}")
             self._json = parsed
