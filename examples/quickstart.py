@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 import trio
@@ -28,7 +28,7 @@ Call = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
 
 @server.tool
-async def add(a: int, b: int) -> int:
+def add(a: int, b: int) -> int:
     """Add two integers."""
     return a + b
 
@@ -105,10 +105,11 @@ async def on_trio(url: str) -> None:
 
 async def on_asyncio(url: str) -> None:
     """The stock UTCP client: it finds this package by its entry point."""
-    client = await UtcpClient.create(
-        config={"manual_call_templates": [{"name": "tools", "call_template_type": "websocket", "url": url}]}
-    )
-    try:
+    async with AsyncExitStack() as stack:
+        client = await UtcpClient.create(
+            config={"manual_call_templates": [{"name": "tools", "call_template_type": "websocket", "url": url}]}
+        )
+        stack.push_async_callback(client.close)
         names = [tool.name for tool in await client.search_tools("add numbers, count, think", limit=10)]
         say(f"discovered             -> {', '.join(sorted(names))}")
 
@@ -122,12 +123,11 @@ async def on_asyncio(url: str) -> None:
 
         await fifty_at_once(fifty, call)
 
-        stream = client.call_tool_streaming("tools.countdown", {"start": 5})
+        # UTCP declares the method as a coroutine, which it is not.
+        stream: AsyncIterator[int] = client.call_tool_streaming("tools.countdown", {"start": 5})  # type: ignore[assignment]
         say(f"countdown(start=5)     -> {' '.join([str(n) async for n in stream])}")
 
         await late_answer(call)
-    finally:
-        await client.close()
 
 
 async def main() -> None:

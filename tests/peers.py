@@ -116,6 +116,11 @@ class Peer:
             elif opcode == CLOSE:
                 raise anyio.EndOfStream
 
+    async def receive_text(self) -> str:
+        message = await self.receive()
+        assert isinstance(message, str)
+        return message
+
     async def receive_json(self) -> Any:
         return json.loads(await self.receive())
 
@@ -130,11 +135,14 @@ class Peer:
 
     async def until_closed(self) -> None:
         """Answer the client's closing handshake, whenever it comes."""
+        await self.send_frame(CLOSE, await self.receive_close())
+
+    async def receive_close(self) -> bytes:
+        """The payload of the client's close frame; what comes before is thrown away."""
         while True:
             opcode, payload = await self.receive_frame()
             if opcode == CLOSE:
-                await self.send_frame(CLOSE, payload)
-                return
+                return payload
 
     async def until_gone(self) -> None:
         """Wait until the client has closed the connection."""
@@ -181,7 +189,8 @@ async def peer(
     served: Any = listener if tls is None else TLSListener(listener, tls, standard_compatible=False)
     try:
         async with anyio.create_task_group() as task_group:
-            task_group.start_soon(served.serve, handle, task_group)
+            # The listener queues connections from the start.
+            task_group.start_soon(served.serve, handle, task_group)  # noqa: ASYNC113
             try:
                 yield f"{'ws' if tls is None else 'wss'}://127.0.0.1:{address}/"
             finally:

@@ -136,9 +136,9 @@ async def test_an_answer_as_long_as_the_limit_is_read(encoding: str) -> None:
     ("body", "encoding", "says"),
     [
         (b"1", "br", "content encoding that was not asked for"),
-        (gzip.compress(gzip.compress(b"1")), "gzip, gzip", "content encoding that was not asked for"),
+        (gzip.compress(gzip.compress(b"1", mtime=0), mtime=0), "gzip, gzip", "content encoding that was not asked for"),
         (b"not gzip", "gzip", "not valid gzip"),
-        (gzip.compress(b"1")[:-9], "gzip", "not valid gzip"),
+        (gzip.compress(b"1", mtime=0)[:-9], "gzip", "not valid gzip"),
     ],
 )
 async def test_an_answer_that_cannot_be_decompressed_is_a_protocol_error(body: bytes, encoding: str, says: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 from conftest import virtual_time
-from peers import PING, PONG, TEXT, Peer, echo_server, frame, peer, peer_in_memory
+from peers import CLOSE, PING, PONG, TEXT, Peer, echo_server, frame, peer, peer_in_memory
 
 from utcp_websocket_anyio import (
     MissingArgumentError,
@@ -79,7 +79,7 @@ async def test_fifty_calls_at_once_get_fifty_right_answers() -> None:
 async def test_after_a_timeout_the_next_call_gets_its_own_answer() -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
-        first = await peer.receive()
+        first = await peer.receive_text()
         if first == "slow":
             await peer.receive_frame()
             await peer.send("the late answer")
@@ -97,7 +97,7 @@ async def test_a_cancelled_call_never_gives_its_answer_to_the_next_one() -> None
 
     async def script(peer: Peer) -> None:
         await peer.handshake()
-        question = await peer.receive()
+        question = await peer.receive_text()
         received.set()
         if question != "cancelled":
             await peer.send(f"answer to {question}")
@@ -105,9 +105,7 @@ async def test_a_cancelled_call_never_gives_its_answer_to_the_next_one() -> None
     async with entered() as protocol, peer(script) as url:
         one = {"max_connections": 1}
         async with anyio.create_task_group() as task_group:
-            task_group.start_soon(
-                protocol.call_tool, None, "manual.t", {}, template(url, message="cancelled", **one)
-            )
+            task_group.start_soon(protocol.call_tool, None, "manual.t", {}, template(url, message="cancelled", **one))
             await received.wait()
             task_group.cancel_scope.cancel()
         assert await protocol.call_tool(None, "manual.t", {}, template(url, message="next", **one)) == "answer to next"
@@ -118,11 +116,11 @@ async def test_what_arrives_while_a_connection_is_idle_is_discarded() -> None:
 
     async def script(peer: Peer) -> None:
         await peer.handshake()
-        await peer.send(f"answer to {await peer.receive()}")
+        await peer.send(f"answer to {await peer.receive_text()}")
         await peer.send("unasked for")
         await peer.send("and again")
         pushed.set()
-        await peer.send(f"answer to {await peer.receive()}")
+        await peer.send(f"answer to {await peer.receive_text()}")
 
     async with entered() as protocol, peer(script) as url:
         assert await protocol.call_tool(None, "manual.t", {}, template(url, message="a")) == "answer to a"
@@ -183,7 +181,6 @@ async def test_cancelled_at_every_stage_nothing_is_left() -> None:
         await peer.handshake()
         await peer.receive()
         asked.set()
-        await peer.until_gone()
 
     async with entered() as protocol, peer(silent) as silent_url, peer(deaf) as deaf_url, peer(mute) as mute_url:
 
@@ -320,8 +317,7 @@ async def test_an_idle_connection_answers_pings_and_notices_its_end() -> None:
         await peer.handshake()
         await peer.send(await peer.receive())
         await peer.send_frame(PING, b"still there")
-        opcode, payload = await peer.receive_frame()
-        assert payload == b"still there"
+        assert await peer.receive_frame() == (PONG, b"still there")
         ponged.set()
         await peer.close(1001)
 
@@ -369,17 +365,20 @@ async def test_leaving_the_block_fails_the_calls_that_still_run() -> None:
 
     failures: list[BaseException] = []
     with anyio.fail_after(20):
-        async with peer(script) as url, anyio.create_task_group() as task_group:
-            async with WebSocketCommunicationProtocol() as protocol:
+        async with (
+            peer(script) as url,
+            anyio.create_task_group() as task_group,
+            WebSocketCommunicationProtocol() as protocol,
+        ):
 
-                async def call() -> None:
-                    try:
-                        await protocol.call_tool(None, "manual.t", {}, template(url))
-                    except WebSocketClosedError as error:
-                        failures.append(error)
+            async def call() -> None:
+                try:
+                    await protocol.call_tool(None, "manual.t", {}, template(url))
+                except WebSocketClosedError as error:
+                    failures.append(error)
 
-                task_group.start_soon(call)
-                await asked.wait()
+            task_group.start_soon(call)
+            await asked.wait()
     assert len(failures) == 1
     with anyio.fail_after(5), pytest.raises(RuntimeError, match="closed"):
         await protocol.call_tool(None, "manual.t", {}, template(url))
@@ -409,10 +408,18 @@ async def test_it_is_entered_once() -> None:
 
 async def count(peer: Peer) -> None:
     await peer.handshake()
-    n = 0
-    while True:
-        await peer.send(f"{n}")
-        n += 1
+
+    async def send() -> None:
+        n = 0
+        while True:
+            await peer.send(f"{n}")
+            n += 1
+
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(send)
+        payload = await peer.receive_close()
+        task_group.cancel_scope.cancel()
+    await peer.send_frame(CLOSE, payload)
 
 
 async def test_a_stream_ends_with_a_normal_close_and_fails_with_another() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
 import pytest
+from conftest import BACKENDS
 from peers import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Peer, echo_server, frame, peer
 
 from utcp_websocket_anyio.errors import (
@@ -17,26 +18,37 @@ from utcp_websocket_anyio.errors import (
     WebSocketError,
     WebSocketProtocolError,
 )
-from utcp_websocket_anyio.wire import Target, Wire, open_wire
+from utcp_websocket_anyio.wire import Target, Wire, _asyncio, open_wire
 
 pytestmark = pytest.mark.anyio
 
-Opener = Callable[..., Awaitable[Wire]]
+Opener = Callable[..., Coroutine[Any, Any, Wire]]
 
 
-@pytest.fixture(params=["default", "session"])
-def connect(request: pytest.FixtureRequest, anyio_backend_name: str) -> Opener:
-    """Opens a wire with the engine that a user gets, and with the one that asyncio falls back to."""
-    if request.param == "session" and anyio_backend_name == "trio":
-        pytest.skip("trio has one engine")
+# Every backend with the engine that a user gets, and asyncio with the one that it falls back to as well.
+_OPENERS = [
+    pytest.param((backend.values[0], opener), id=f"{backend.id}-{name}")
+    for backend in BACKENDS
+    for name, opener in {"default": open_wire, "fallback": _asyncio.open_wire}.items()
+    if name == "default" or backend.id != "trio"
+]
 
+
+@pytest.fixture(params=_OPENERS)
+def engine(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def anyio_backend(engine: Any) -> Any:
+    return engine[0]
+
+
+@pytest.fixture
+def connect(engine: Any) -> Opener:
     async def connect(url: str, **settings: Any) -> Wire:
-        target = Target(url=url, endpoint=url.partition("?")[0], **settings)
-        if request.param == "session":
-            from utcp_websocket_anyio.wire import _asyncio
-
-            return await _asyncio.open_wire(target)
-        return await open_wire(target)
+        wire: Wire = await engine[1](Target(url=url, endpoint=url.partition("?")[0], **settings))
+        return wire
 
     return connect
 
@@ -49,7 +61,8 @@ async def test_text_and_binary_messages_come_back_as_they_were_sent(connect: Ope
     with anyio.fail_after(10):
         async with echo_server() as url:
             wire = await connect(url)
-            for message in ["hello", "", "ü€😀", b"\x00\xff", b"", "x" * 70_000, b"y" * 1_000_000]:
+            messages: list[str | bytes] = ["hello", "", "ü€😀", b"\x00\xff", b"", "x" * 70_000, b"y" * 1_000_000]
+            for message in messages:
                 await wire.send(message)
                 assert await wire.receive() == message
             assert wire.bytes_sent == wire.bytes_received
@@ -196,7 +209,7 @@ async def test_ping_ends_when_the_connection_does(connect: Opener) -> None:
             wire = await connect(url)
             failures: list[BaseException] = []
 
-            async def expect_closed(operation: Callable[[], Awaitable[Any]]) -> None:
+            async def expect_closed(operation: Callable[[], Coroutine[Any, Any, Any]]) -> None:
                 try:
                     await operation()
                 except WebSocketClosedError as error:

@@ -87,6 +87,7 @@ def register() -> None:
     from .protocol import WebSocketCommunicationProtocol
     from .repository import register_repository
 
-    register_call_template("websocket", WebSocketCallTemplateSerializer(), override=True)
+    serializer: Any = WebSocketCallTemplateSerializer()
+    register_call_template("websocket", serializer, override=True)
     register_communication_protocol_factory("websocket", WebSocketCommunicationProtocol, override=True)
     register_repository()

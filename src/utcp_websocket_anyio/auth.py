@@ -137,9 +137,7 @@ def merge_headers(headers: Iterable[tuple[str, str]], credentials: Pairs) -> Pai
     for name, value in credentials:
         same = [existing for other, existing in merged if other.lower() == name.lower()]
         merged = tuple(header for header in merged if header[0].lower() != name.lower())
-        if name.lower() == "cookie":
-            value = _join_cookies(same, value)
-        merged += ((name, value),)
+        merged += ((name, _join_cookies(same, value) if name.lower() == "cookie" else value),)
     return merged
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -22,6 +23,7 @@ from utcp.exceptions import UtcpSerializerValidationError
 from utcp.interfaces.serializer import Serializer
 
 from .auth import check_credentials
+from .errors import WebSocketSecurityError
 from .plan import Plan, compile_plan
 from .security import check_header, check_http_url, check_websocket_url
 from .template import declare_inputs
@@ -30,7 +32,7 @@ __all__ = ["WebSocketCallTemplate", "WebSocketCallTemplateSerializer", "declare_
 
 _log = logging.getLogger(__name__)
 
-# The fields in which placeholders of a call work, and so `${name}` of a tool's own input (UTCP docs, "WebSocket Protocol").
+# Where placeholders of a call work, and so `${name}` of a tool's own input (UTCP docs, "WebSocket Protocol").
 _TEMPLATED = ("url", "message", "before", "message_filter", "end_filter", "error_filter", "response_timeout")
 _PLANS: OrderedDict[str, Plan] = OrderedDict()
 _PLANS_KEPT = 1024
@@ -115,7 +117,7 @@ class WebSocketCallTemplate(CallTemplate):
     discovery_url: str | None = Field(default=None, description="Where the manual is fetched by GET instead")
     tools: list[Object] | None = Field(
         default=None,
-        description="The tools of an endpoint that knows nothing of UTCP, in their JSON form; Tool objects are converted."
+        description="The tools of an endpoint that knows nothing of UTCP, in JSON form; Tool objects are converted."
         " A tool without tool_call_template takes this template",
     )
 
@@ -139,7 +141,7 @@ class WebSocketCallTemplate(CallTemplate):
             return value
         try:
             return AuthSerializer().validate_dict(value)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a plugin's serializer raises
             reason = _auth_fault(value, error)
         raise ValueError(reason)
 
@@ -153,14 +155,14 @@ class WebSocketCallTemplate(CallTemplate):
     @model_validator(mode="after")
     def _compile(self) -> WebSocketCallTemplate:
         _check_addresses(self)
-        for name, header_value in (self.headers or {}).items():
-            check_header(name, header_value)
-        for name in self.header_fields or ():
-            check_header(name, "")
+        _check_headers("headers", self.headers or {})
+        _check_headers("header_fields", dict.fromkeys(self.header_fields or (), ""))
         check_credentials(self.auth)
         if self.tools is not None:
             self.tools = [_inline_tool(tool, f"tools[{index}]") for index, tool in enumerate(self.tools)]
         fields = dict(self.__dict__)
+        for name in _FREE_FORM:
+            _check_json(fields[name], name)
         self._plan = _plan_by_value(fields)
         self._snapshot = _copy_of(fields)
         return self
@@ -181,6 +183,9 @@ class WebSocketCallTemplate(CallTemplate):
 
 class WebSocketCallTemplateSerializer(Serializer[WebSocketCallTemplate]):
     """Between `WebSocketCallTemplate` and its JSON form; the round trip keeps every field."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # core declares no types
 
     def to_dict(self, obj: WebSocketCallTemplate) -> dict[str, Any]:
         """The JSON form of a call template.
@@ -211,6 +216,8 @@ class WebSocketCallTemplateSerializer(Serializer[WebSocketCallTemplate]):
             return WebSocketCallTemplate.model_validate(_copy_json(obj))
         except ValidationError as error:
             faults = "; ".join(_fault(detail["loc"], detail["msg"]) for detail in error.errors(include_input=False))
+        except RecursionError:
+            faults = "it is nested too deeply"
         raise UtcpSerializerValidationError(f"Invalid WebSocket call template: {faults}")
 
 
@@ -275,6 +282,35 @@ def _check_addresses(template: WebSocketCallTemplate) -> None:
         check_http_url(template.auth.token_url, "auth.token_url")
 
 
+def _check_headers(field: str, headers: Mapping[str, str]) -> None:
+    for name, value in headers.items():
+        try:
+            check_header(name, value)
+        except WebSocketSecurityError as error:
+            fault = str(error)
+        else:
+            continue
+        raise WebSocketSecurityError(f"{field}: {fault}")
+
+
+def _check_json(value: Any, where: str, depth: int = 0) -> None:
+    """Nothing but JSON values, so that what is compared, copied and sent is the same everywhere."""
+    if depth > _DEEPEST:
+        raise ValueError(f"{where.partition('.')[0].partition('[')[0]}: is nested more than {_DEEPEST} levels deep")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{where}: the key {key!r} must be a string")
+            _check_json(item, f"{where}.{key}", depth + 1)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_json(item, f"{where}[{index}]", depth + 1)
+    elif not isinstance(value, (str, int, float, type(None))):
+        raise ValueError(f"{where}: must be a JSON value, not {type(value).__name__}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}: must be a finite number, as JSON has no others")
+
+
 def _plan_by_value(fields: dict[str, Any]) -> Plan:
     auth: Auth | None = fields["auth"]
     known_as = {name: value for name, value in fields.items() if name not in _NOT_IN_PLAN}
@@ -326,7 +362,21 @@ def _auth_fault(value: Any, error: Exception) -> str:
 
 
 _ALWAYS = ("name", "call_template_type", "url", "auth")
-_NOT_IN_PLAN = ("name", "tools", "discovery_message", "discovery_url", "allowed_communication_protocols")
+_NOT_IN_PLAN = ("name", "tools", "discovery_url", "allowed_communication_protocols")
+_FREE_FORM = (
+    "message",
+    "message_filter",
+    "end_filter",
+    "error_filter",
+    "result",
+    "on_connect",
+    "before",
+    "auto_reply",
+    "on_close",
+    "discovery_message",
+    "tools",
+)
+_DEEPEST = 100
 _DEFAULTS = {
     name: field.get_default(call_default_factory=True)
     for name, field in WebSocketCallTemplate.model_fields.items()

@@ -451,7 +451,7 @@ class Connection:
 class _Farewell:
     """The user of a connection that is being closed; nothing can disturb it but its own time limit."""
 
-    correlation = None
+    correlation: tuple[tuple[str | int, ...], Any] | None = None
 
     def offer(self, message: Message) -> None:
         raise AssertionError("a farewell has its connection to itself")

@@ -76,10 +76,10 @@ def discovery_plan(plan: Plan) -> Plan:
     )
 
 
-async def _fetch(url: str, timeout: float, ssl_context: ssl.SSLContext | None) -> Any:
+async def _fetch(url: str, seconds: float, ssl_context: ssl.SSLContext | None) -> Any:
     check_http_url(url, "discovery_url")
     endpoint = display_url(url)
-    with anyio.move_on_after(timeout):
+    with anyio.move_on_after(seconds):
         status, content = await request_json("GET", url, ssl_context=ssl_context, what="discovery request")
         if status != 200:
             raise WebSocketConnectionError(
@@ -89,7 +89,7 @@ async def _fetch(url: str, timeout: float, ssl_context: ssl.SSLContext | None) -
                 transient=status >= 500,
             )
         return content
-    raise WebSocketTimeoutError(f"no manual within {timeout:g} s", phase="response", endpoint=endpoint)
+    raise WebSocketTimeoutError(f"no manual within {seconds:g} s", phase="response", endpoint=endpoint)
 
 
 def _manual(content: Any, template: WebSocketCallTemplate) -> UtcpManual:
@@ -143,7 +143,7 @@ def _valid(serializer: Serializer[Any], value: dict[str, Any], where: str) -> Ca
     try:
         template: CallTemplate = serializer.validate_dict(dict(value))
         return template
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever another plugin's serializer raises
         # Other plugins' texts may hold the template's secrets.
         own = isinstance(serializer, WebSocketCallTemplateSerializer)
         fault = str(error) if own else f"is not valid ({type(error).__name__})"

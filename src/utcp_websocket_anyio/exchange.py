@@ -17,6 +17,7 @@ from collections import ChainMap, deque
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
+import anyio.lowlevel
 
 from .conversation import converse, response_faults
 from .errors import (
@@ -104,6 +105,9 @@ class Exchange:
         Returns:
             The response; a list where the template asks for another number than one; None where it asks for none.
         """
+        if self._expected == 0:
+            # The only exchange that may have nothing to wait for.
+            await anyio.lowlevel.checkpoint()
         await self._acquire()
         responses: list[Any] = []
         try:

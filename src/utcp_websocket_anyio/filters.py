@@ -3,8 +3,8 @@
 A filter is a tree of predicates over a JSON value in which an absent value (`MISSING`) is a value too, so that "is
 there", "is not there" and "one of these, or nothing" need no rules of their own.
 
-Regular expressions come from manuals, and so from strangers. They run in the `regex` package, because its matcher can be
-given a time limit; `re` would let one pattern block the event loop for as long as it likes.
+Regular expressions come from manuals, and so from strangers. They run in the `regex` package, because its matcher can
+be given a time limit; `re` would let one pattern block the event loop for as long as it likes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, Final
 import regex
 
 from .message import Message, ResponseError
-from .placeholders import Hole, Parts, Values, parse
-from .template import Compiled, Template, compile_template, is_alone
+from .placeholders import Hole, Parts, Values, json_text, parse
+from .template import Compiled, Template, compile_template, filled, is_alone
 
 __all__ = ["MISSING", "Extraction", "Filter", "compile_extraction", "compile_filter", "lookup"]
 
@@ -46,22 +46,51 @@ class Filter(Compiled):
             `{{call_id}}`), with the template of that value; None if there is none.
     """
 
-    __slots__ = ("_matches", "key")
+    __slots__ = ("_fill", "_matches", "key")
 
     def __init__(
-        self, source: Any, where: str, holes: Iterable[Hole], matches: Matches, key: tuple[Path, Template] | None
+        self,
+        source: Any,
+        where: str,
+        holes: Iterable[Hole],
+        matches: Matches,
+        *,
+        fill: Iterable[Callable[[Values], object]],
+        key: tuple[Path, Template] | None,
     ) -> None:
         super().__init__(source, where, holes)
         self._matches = matches
+        self._fill = tuple(fill)
         self.key = key
+
+    @property
+    def takes_arguments(self) -> bool:
+        return bool(self._fill)
+
+    def check(self, values: Values) -> None:
+        """Find out whether the call's arguments can be put into the filter, before any message is there.
+
+        Raises:
+            ValueError: One cannot.
+        """
+        for fill in self._fill:
+            fill(values)
 
     def matches(self, message: Message, values: Values) -> bool:
         """Whether a message is meant. A message of another form than the filter's simply is not.
 
+        Nor is any as long as a value that the filter names was not captured.
+
         Raises:
-            ResponseError: A pattern took too long.
+            ResponseError: A pattern took too long, or a captured value cannot be put into the filter.
         """
-        return self._matches(message, values)
+        if self.captures and not self.captures <= values.captured.keys():
+            return False
+        try:
+            return self._matches(message, values)
+        except ValueError as error:
+            fault = str(error)
+        raise ResponseError(fault)
 
 
 class Extraction:
@@ -93,7 +122,7 @@ def compile_filter(value: Any, where: str, *, arguments: bool = True) -> Filter:
     """
     compiler = _Compiler(arguments)
     matches = compiler.message_filter(value, where)
-    return Filter(value, where, compiler.holes, matches, _key(value, where, ()))
+    return Filter(value, where, compiler.holes, matches, fill=compiler.fill, key=_key(value, where, ()))
 
 
 def lookup(value: Any, path: Path) -> Any:
@@ -113,6 +142,7 @@ class _Compiler:
 
     def __init__(self, arguments: bool) -> None:
         self.holes: list[Hole] = []
+        self.fill: list[Callable[[Values], object]] = []
         self._arguments = arguments
 
     # A whole message
@@ -155,14 +185,16 @@ class _Compiler:
         return lambda message, values: isinstance(message.data, str) and message.data == text(values)
 
     def _leading_bytes(self, value: Mapping[str, Any], where: str) -> Matches:
-        holes = len(self.holes)
-        template = self._string(value["$hex"], where)
-        if len(self.holes) == holes:
-            prefix = _from_hex(value["$hex"], where)
-            return lambda message, values: isinstance(message.data, bytes) and message.data.startswith(prefix)
-        return lambda message, values: (
-            isinstance(message.data, bytes) and message.data.startswith(_from_hex(template(values), where))
-        )
+        digits = self._string(value["$hex"], where)
+        if not _holes(parse(value["$hex"], where)):
+            static = _from_hex(value["$hex"], where)
+            return lambda message, values: isinstance(message.data, bytes) and message.data.startswith(static)
+
+        def prefix(values: Values) -> bytes:
+            return _from_hex(digits(values), where)
+
+        self._fills(prefix, value["$hex"], where)
+        return lambda message, values: isinstance(message.data, bytes) and message.data.startswith(prefix(values))
 
     def _behind_prefix(self, value: Mapping[str, Any], where: str) -> Matches:
         prefix = self._string(value["$after"], where)
@@ -207,6 +239,7 @@ class _Compiler:
             self.holes += _holes(parse(value, where))
         if template.is_static:
             return lambda found, values: _equal(found, value)
+        self._fills(lambda values: json_text(template.render(values)), value, where)
         return lambda found, values: found is not MISSING and _equal(found, template.render(values))
 
     def _object(self, value: Mapping[str, Any], where: str) -> ValueMatches:
@@ -262,7 +295,12 @@ class _Compiler:
         parts = self._parse(value, where)
         if not _holes(parts):
             return lambda values: value
-        return lambda values: "".join(part if isinstance(part, str) else part.text(values) for part in parts)
+
+        def text(values: Values) -> str:
+            return filled(parts, values)
+
+        self._fills(text, value, where)
+        return text
 
     def _pattern(self, value: str, where: str) -> Callable[[str, Values], bool]:
         parts = self._parse(value, where)
@@ -271,11 +309,16 @@ class _Compiler:
             return lambda text, values: _search(pattern, text) is not None
         _compiled("".join(part if isinstance(part, str) else "x" for part in parts), where)
 
-        def search(text: str, values: Values) -> bool:
-            filled = "".join(part if isinstance(part, str) else _escaped(part, values) for part in parts)
-            return _search(_compiled(filled, where), text) is not None
+        def pattern_of(values: Values) -> regex.Pattern[str]:
+            return _compiled("".join(p if isinstance(p, str) else _escaped(p, values) for p in parts), where)
 
-        return search
+        self._fills(pattern_of, value, where)
+        return lambda text, values: _search(pattern_of(values), text) is not None
+
+    def _fills(self, fill: Callable[[Values], object], value: str, where: str) -> None:
+        """Have the call's arguments tried where there are any."""
+        if any(hole.kind in ("args", "args.", "$") for hole in _holes(parse(value, where))):
+            self.fill.append(fill)
 
     def _parse(self, value: str, where: str) -> Parts:
         parts = parse(value, where, arguments=self._arguments)

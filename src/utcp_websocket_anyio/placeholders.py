@@ -10,7 +10,7 @@ import base64
 import json
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -49,7 +49,7 @@ class Values:
         self.args = args
         self.tool_name = tool_name
         self.call_id = 0
-        self.captured: Mapping[str, Any] = {}
+        self.captured: MutableMapping[str, Any] = {}
         self._common: dict[str, str] = {}
 
     @property
@@ -191,6 +191,8 @@ def json_text(value: Any) -> str:
         return json.dumps(value, allow_nan=False)
     except TypeError as error:
         fault = str(error)
+    except RecursionError:
+        fault = "it is nested too deeply"
     raise ValueError(f"an argument is no JSON value: {fault}")
 
 

@@ -26,6 +26,7 @@ from .template import (
     compile_message,
     compile_template,
     compile_url,
+    render_number,
 )
 
 __all__ = ["AutoReply", "ConnectionPlan", "Endpoint", "Plan", "Step", "compile_connection", "compile_plan"]
@@ -109,6 +110,7 @@ class Plan:
     Attributes:
         arguments: The names of the arguments without which the call cannot be made.
         consumed: The arguments that go into URL and headers, and so not into a request without template.
+        argument_filters: The filters that arguments go into.
         correlation: Where each message of the exchange has which value of the call; None: unknown.
         endpoints: The endpoint per manual, where no argument is part of it.
     """
@@ -139,6 +141,7 @@ class Plan:
     discovery_message: MessageTemplate
     arguments: frozenset[str]
     consumed: frozenset[str]
+    argument_filters: tuple[Filter, ...]
     uses_call_id: bool
     correlation: tuple[Path, Template] | None
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
@@ -181,6 +184,8 @@ def compile_plan(fields: Mapping[str, Any]) -> Plan:
         response_timeout = fields["timeout"]
     elif isinstance(response_timeout, str):
         response_timeout = compile_template(response_timeout, "response_timeout")
+        if response_timeout.is_static:
+            response_timeout = render_number(response_timeout, Values({}, ""))
 
     exchange: list[Placeholders] = [part for part in (message, *filters) if part is not None]
     if isinstance(response_timeout, Template):
@@ -216,6 +221,9 @@ def compile_plan(fields: Mapping[str, Any]) -> Plan:
         close_after_response=not fields["keep_alive"] if close_after_response is None else close_after_response,
         arguments=frozenset().union(*(part.arguments for part in (*exchange, *steps, url))),
         consumed=frozenset(header_fields) | url.arguments | url.dollar_names,
+        argument_filters=tuple(
+            part for part in (*filters, *steps) if isinstance(part, Filter) and part.takes_arguments
+        ),
         discovery_message=compile_message(fields["discovery_message"], "discovery_message", arguments=False),
         uses_call_id=any(part.uses_call_id for part in exchange),
         correlation=_correlation(filters),

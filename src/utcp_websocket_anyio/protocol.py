@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 import sniffio
-from anyio import AsyncContextManagerMixin
 from utcp.data.call_template import CallTemplate
 from utcp.data.register_manual_response import RegisterManualResult
 from utcp.data.tool import Tool
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["WebSocketCommunicationProtocol"]
 
 
-class WebSocketCommunicationProtocol(AsyncContextManagerMixin, CommunicationProtocol):
+class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, CommunicationProtocol):
     """Calls tools at WebSocket endpoints, on asyncio and on trio.
 
     Enter it, on either backend::
@@ -93,11 +92,11 @@ class WebSocketCommunicationProtocol(AsyncContextManagerMixin, CommunicationProt
                 yield
                 self._closed = True
                 await pool.aclose()
-            except BaseException as error:
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - raised again below
                 # Raised inside the task group it would come out as an exception group.
                 failure = error
                 self._closed = True
-                await pool.abort()
+                await pool.abort()  # noqa: ASYNC102 - shields and bounds itself
             task_group.cancel_scope.cancel()
         if failure is not None:
             raise failure
@@ -287,7 +286,9 @@ class WebSocketCommunicationProtocol(AsyncContextManagerMixin, CommunicationProt
 
 def _websocket(template: CallTemplate) -> WebSocketCallTemplate:
     if not isinstance(template, WebSocketCallTemplate):
-        raise ValueError(f"a WebSocket call template is needed, not {type(template).__module__}.{type(template).__name__}")
+        raise ValueError(
+            f"a WebSocket call template is needed, not {type(template).__module__}.{type(template).__name__}"
+        )
     return template
 
 

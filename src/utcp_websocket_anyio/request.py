@@ -50,6 +50,8 @@ def prepare(plan: Plan, tool: str, arguments: Mapping[str, Any], *, manual: str)
     if missing:
         raise MissingArgumentError(missing)
     values = Values(arguments, tool)
+    for filter_ in plan.argument_filters:
+        filter_.check(values.rehearsal())
     timeout = plan.response_timeout
     return Request(
         plan=plan,

@@ -1,8 +1,8 @@
 """`ToolServer`: Python functions as UTCP tools, published over WebSocket.
 
-It runs on trio, on `trio-websocket`: an implementation of the protocol that shares nothing with the client's engines, so
-that the two test each other. Each connection has a nursery for its calls, which run concurrently; when the client goes
-away they are cancelled.
+It runs on trio, on `trio-websocket`: an implementation of the protocol that shares nothing with the client's engines,
+so that the two test each other. Each connection has a nursery for its calls, which run concurrently; when the client
+goes away they are cancelled.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ class ToolServer:
             RuntimeError: It is not.
         """
         if self._url is None:
-            raise RuntimeError("the server is not serving; start it with: await nursery.start(server.serve, host, port)")
+            raise RuntimeError(
+                "the server is not serving; start it with: await nursery.start(server.serve, host, port)"
+            )
         return self._url
 
     @overload
@@ -144,7 +146,7 @@ class ToolServer:
             TypeError: The function has parameters that cannot be named in JSON.
         """
         if function is None:
-            return partial(self.tool, name=name, description=description, tags=tags, timeout=timeout)  # type: ignore[call-overload, no-any-return]
+            return partial(self.tool, name=name, description=description, tags=tags, timeout=timeout)
         name = name or function.__name__
         if name in self._tools:
             raise ValueError(f"there is a tool named {name!r} already")
@@ -265,9 +267,7 @@ class _Session:
         elif request.get("type") == "call_tool":
             await self._call(request)
         else:
-            await self._send_error(
-                request.get("request_id"), "the message has no type of utcp, discover or call_tool"
-            )
+            await self._send_error(request.get("request_id"), "the message has no type of utcp, discover or call_tool")
 
     async def _call(self, request: dict[str, Any]) -> None:
         request_id = request.get("request_id")
@@ -285,7 +285,7 @@ class _Session:
             await self._run(tool, arguments, request_id)
         except ConnectionClosed:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a tool may raise anything; its caller is told
             _log.exception("tool %s of server %s failed", tool.name, self._server.name)
             await self._send_error(request_id, f"{type(error).__name__}: {error}")
 
@@ -352,7 +352,8 @@ def _inputs_of(function: Callable[..., Any], name: str) -> tuple[TypeAdapter[dic
         else:
             fields[parameter.name] = NotRequired[hint]
             defaults[parameter.name] = to_jsonable_python(parameter.default, fallback=repr)
-    arguments = TypedDict(name, fields)  # type: ignore[operator]
+    make: Any = TypedDict
+    arguments = make(name, fields)
     arguments.__pydantic_config__ = {"extra": "forbid"}
     adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(arguments)
     schema = adapter.json_schema()

@@ -1,7 +1,7 @@
 """Templates for messages, URLs and single values, compiled once and filled per call.
 
-What is sent most is JSON with a few holes. It is compiled into the JSON text around the holes, so that filling it is one
-`json.dumps` per hole and one `join`.
+What is sent most is JSON with a few holes. It is compiled into the JSON text around the holes, so that filling it is
+one `json.dumps` per hole and one `join`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 Render = Callable[[Values], Any]
+_URL_BEFORE_PATH = re.compile(r"(?:[^/?#]*://)?[^/?#]*")
+_OBJECT_BEGINS = re.compile(r'\s*(?:\[\s*)*\{\s*(?:"|\Z)')
 _BINARY_KEYS = {"type", "data", "encoding"}
 
 
@@ -116,7 +118,8 @@ class UrlTemplate(Compiled):
             ValueError: A value makes a segment ``.`` or ``..``, or a variable was not resolved.
         """
         if "${" in self._authority:
-            raise ValueError(f"{self.where}: has a variable that was not resolved: {self._authority}")
+            names = ", ".join(hole.source for hole in _holes(parse(self._authority, self.where)))
+            raise ValueError(f"{self.where}: has a variable that was not resolved: {names}")
         path = "".join(part if isinstance(part, str) else _quoted(part, values) for part in self._path)
         if _holes(self._path) and any(segment in (".", "..") for segment in path.split("/")):
             raise ValueError(f"{self.where}: an argument makes the path segment '.' or '..'")
@@ -164,15 +167,13 @@ def compile_url(url: str, where: str) -> UrlTemplate:
     Raises:
         ValueError: A placeholder stands before the path, or the URL has a fragment (RFC 6455, section 3).
     """
-    scheme, separator, rest = url.partition("://")
-    end = min((position for position in map(rest.find, "/?#") if position >= 0), default=len(rest))
-    authority = scheme + separator + rest[:end]
-    if not separator:
-        authority, rest, end = url, "", 0
+    before_path = _URL_BEFORE_PATH.match(url)
+    assert before_path is not None
+    authority = before_path[0]
     for hole in _holes(parse(authority, where)):
         if hole.kind != "$":
             raise ValueError(f"{where}: {hole.source} may only stand in path and query")
-    path, question_mark, query = rest[end:].partition("?")
+    path, question_mark, query = url[len(authority) :].partition("?")
     if "#" in _outside_holes(path) + _outside_holes(query):
         raise ValueError(f"{where}: a WebSocket URL has no fragment")
     return UrlTemplate(url, where, authority, parse(path, where), parse(query, where) if question_mark else None)
@@ -264,7 +265,8 @@ def _json_pieces(value: Any, where: str, arguments: bool, holes: list[Hole]) -> 
             pieces += _json_pieces(item, f"{where}[{index}]", arguments, holes)
         return [*pieces, "]"]
     if isinstance(value, str):
-        render = _renderer(value, where, arguments, found := [])
+        found: list[Hole] = []
+        render = _renderer(value, where, arguments, found)
         holes += found
         if found:
             return [lambda values: json_text(render(values))]
@@ -294,8 +296,29 @@ def _compile_text(text: str, where: str, arguments: bool) -> MessageTemplate:
     start = text.lstrip()[:1]
     begins_with_text = bool(parts) and isinstance(parts[0], str) and bool(parts[0].strip())
     if holes and start in ("{", "[") and begins_with_text:
-        return MessageTemplate(text, where, holes, _joiner(_escaped_pieces(parts)))
-    return MessageTemplate(text, where, holes, _joiner([_text_piece(part) for part in parts] or [""]))
+        pieces = _escaped_pieces(parts)
+    else:
+        pieces = [_text_piece(part) for part in parts] or [""]
+    join = _joiner(pieces)
+
+    def encode(values: Values) -> str:
+        return _unicode(join(values), where)
+
+    if not holes:
+        _unicode(text, where)
+    return MessageTemplate(text, where, holes, encode if holes else join)
+
+
+def _unicode(text: str, where: str) -> str:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            pass
+        else:
+            return text
+        raise ValueError(f"{where}: holds a lone surrogate, which UTF-8 has not")
+    return text
 
 
 def _text_piece(part: str | Hole) -> str | Render:
@@ -317,9 +340,9 @@ def _escaped_pieces(parts: Parts) -> list[str | Render]:
             pieces.append(_inside_literal(part))
         else:
             outside.append((len(pieces), part))
-            sample += "0"
+            sample += "" if sample[-1].isdigit() else "0"
             pieces.append(part.text)
-    if _is_json(sample):
+    if _is_json(sample) or _OBJECT_BEGINS.match(str(parts[0])):
         for position, hole in outside:
             pieces[position] = _as_json_value(hole)
     return pieces
@@ -389,7 +412,8 @@ _DECODERS: dict[str, Callable[[str], bytes]] = {
 def _quoted(hole: Hole, values: Values) -> str:
     if hole.kind == "$" and hole.name not in values.args:
         return hole.source
-    return quote(hole.text(values), safe="")
+    text = hole.text(values)
+    return text if hole.encoder == "urlencode" else quote(text, safe="")
 
 
 def _outside_holes(text: str) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import socket
+from contextlib import suppress
+from typing import Any, cast
 
 import picows
 
@@ -32,7 +34,7 @@ _PONG = picows.WSMsgType.PONG
 _CLOSE = picows.WSMsgType.CLOSE
 
 # Its records would show handshake headers.
-_silent = logging.Logger("utcp_websocket_anyio.wire", level=logging.CRITICAL + 1)
+_silent = logging.Logger("utcp_websocket_anyio.wire", level=logging.CRITICAL + 1)  # noqa: LOG001 - not in the tree
 _silent.disabled = True
 
 
@@ -65,7 +67,7 @@ class PicowsWire(PushedWire):
             self._break(1002, "reserved bits are set")
             return
         kind = frame.msg_type
-        if kind == _TEXT or kind == _BINARY:
+        if kind in (_TEXT, _BINARY):
             if self._fragments is not None:
                 self._break(1002, "a new message inside a fragmented one")
             elif frame.fin:
@@ -86,10 +88,10 @@ class PicowsWire(PushedWire):
             self._closed_by_peer(frame)
 
     def disconnected(self, transport: picows.WSTransport) -> None:
-        handshake = transport.close_handshake
-        if self.closed is None and handshake is not None and handshake.sent is not None and handshake.recv is None:
+        handshake: Any = transport.close_handshake  # None without a close frame, whatever picows' type stub says
+        if self.closed is None and handshake and handshake.sent and not handshake.recv:
             # picows itself found a violation and said so in its close frame.
-            self._ended(self._violation(_VIOLATIONS.get(int(handshake.sent.code), "an invalid frame")))
+            self._ended(self._violation(_VIOLATIONS.get(_number(handshake.sent.code), "an invalid frame")))
         self._disconnected()
         self._loop.call_soon(_retrieve_failure, transport)
 
@@ -126,7 +128,7 @@ class PicowsWire(PushedWire):
 
     def _closed_by_peer(self, frame: picows.WSFrame) -> None:
         assert self._socket is not None
-        code = int(frame.get_close_code()) if frame.payload_size >= 2 else 1005
+        code = _number(frame.get_close_code()) if frame.payload_size >= 2 else 1005
         if not (code in _CLOSE_CODES or 3000 <= code < 5000):
             self._break(1002, "an invalid close code")
             return
@@ -161,7 +163,7 @@ class PicowsWire(PushedWire):
 
     def _send_close(self, code: int, reason: str) -> None:
         assert self._socket is not None
-        self._socket.send_close(code, reason)  # type: ignore[arg-type]
+        self._socket.send_close(cast("picows.WSCloseCode", code), reason)
 
 
 _VIOLATIONS = {
@@ -172,7 +174,12 @@ _VIOLATIONS = {
 _CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, 1005, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
 
 
-class _Listener(picows.WSListener):  # type: ignore[misc]
+def _number(code: object) -> int:
+    """A close code as a number, which picows' type stub does not know it to be."""
+    return int(cast("int", code))
+
+
+class _Listener(picows.WSListener):
     """Passes on what picows calls; the wire itself cannot be an instance of picows' extension type."""
 
     def __init__(self, wire: PicowsWire) -> None:
@@ -222,7 +229,7 @@ async def open_wire(target: Target) -> Wire:
             read_buffer_init_size=_READ_BUFFER,
             socket_factory=lambda _: opened,
         )
-        if transport is None or transport.response is None:
+        if cast("picows.WSTransport | None", transport) is None or transport.response is None:
             # How picows tells of a connection that was closed before the server had answered.
             raise ConnectionResetError
         fault = _negotiation_fault(transport, target)
@@ -282,9 +289,6 @@ def _retrieve_failure(transport: picows.WSTransport) -> None:
     The future is done by now, so the coroutine ends in its first step.
     """
     waiting = transport.wait_disconnected()
-    try:
+    with suppress(BaseException):
         waiting.send(None)
-    except BaseException:  # noqa: BLE001 - what ended the connection has been reported already
-        pass
-    finally:
-        waiting.close()
+    waiting.close()

@@ -39,7 +39,7 @@ __all__ = ["Session", "refused", "user_agent"]
 _LONGEST_HEAD = 64 * 1024
 
 # Its records would show handshake headers and messages.
-_silent = logging.Logger("utcp_websocket_anyio.wire", level=logging.CRITICAL + 1)
+_silent = logging.Logger("utcp_websocket_anyio.wire", level=logging.CRITICAL + 1)  # noqa: LOG001 - not in the tree
 _silent.disabled = True
 
 

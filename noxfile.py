@@ -1,0 +1,78 @@
+"""The checks of this project. ``nox`` runs the default ones, ``nox --list`` shows all.
+
+An interpreter that the machine does not have is skipped, and nox says so.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["lint", "types", "tests", "lowest", "coverage"]
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = False
+
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+PROJECT = nox.project.load_toml("pyproject.toml")
+SOURCES = ["src", "tests", "examples", "noxfile.py"]
+
+# What flake8-async has beyond ruff. Left out: its optional rules (9xx), as a call's way has no checkpoints beyond those of
+# its I/O, and its advice on httpx, which is what UTCP itself uses.
+ASYNC_RULES = ["--enable", "ASYNC1,ASYNC2,ASYNC3,ASYNC4"]
+ASYNC_RULES_OFF = {"src": "ASYNC127", "examples": "ASYNC124,ASYNC127", "tests": "ASYNC110,ASYNC124,ASYNC127"}
+
+
+def group(name: str) -> list[str]:
+    """The requirements of a dependency group (PEP 735)."""
+    return nox.project.dependency_groups(PROJECT, name)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, and the rules for asynchronous code."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", *SOURCES)
+    session.run("ruff", "format", "--check", *SOURCES)
+    for folder, off in ASYNC_RULES_OFF.items():
+        files = sorted(str(path) for path in Path(folder).rglob("*.py"))
+        session.run("flake8-async", *ASYNC_RULES, "--disable", off, *files, silent=True)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types, ours and those that users see."""
+    session.install(".", *group("types"))
+    session.run("mypy", "src", "tests", "examples")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The tests, on asyncio, on asyncio with uvloop, and on trio; every warning is an error."""
+    session.install(".", *group("test"))
+    run_tests(session)
+
+
+@nox.session(python=PYTHONS[0])
+def lowest(session: nox.Session) -> None:
+    """The tests with the lowest version of everything this package depends on."""
+    lowest = [re.sub(r">=\s*([^,;\s]+)", r"==\1", requirement) for requirement in PROJECT["project"]["dependencies"]]
+    session.install(".", *lowest, *group("test"))
+    run_tests(session)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """How much of the package the tests reach, on every interpreter that ran them."""
+    session.install(*group("coverage"))
+    session.run("coverage", "combine")
+    session.run("coverage", "report")
+
+
+def run_tests(session: nox.Session) -> None:
+    """All tests, in several processes: most of the time they wait for a clock or a socket."""
+    data = {"COVERAGE_FILE": f".coverage.{session.name}"}
+    options = ["-n", "4", "--cov", "--cov-report="]
+    session.run("python", "-X", "dev", "-W", "error", "-m", "pytest", *options, *session.posargs, env=data)
