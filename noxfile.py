@@ -19,7 +19,7 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 PROJECT = nox.project.load_toml("pyproject.toml")
 SOURCES = ["src", "tests", "examples", "noxfile.py"]
 
-# What flake8-async has beyond ruff. Left out: its optional rules (9xx), as a call's way has no checkpoints beyond those of
+# What flake8-async has beyond ruff. Left out: its optional rules (9xx), as a call has no checkpoints beyond those of
 # its I/O, and its advice on httpx, which is what UTCP itself uses.
 ASYNC_RULES = ["--enable", "ASYNC1,ASYNC2,ASYNC3,ASYNC4"]
 ASYNC_RULES_OFF = {"src": "ASYNC127", "examples": "ASYNC124,ASYNC127", "tests": "ASYNC110,ASYNC124,ASYNC127"}

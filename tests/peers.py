@@ -186,6 +186,7 @@ async def peer(
 
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port, reuse_port=False)
     address = listener.extra(anyio.abc.SocketAttribute.local_port)
+    failure: BaseException | None = None
     served: Any = listener if tls is None else TLSListener(listener, tls, standard_compatible=False)
     try:
         async with anyio.create_task_group() as task_group:
@@ -193,8 +194,11 @@ async def peer(
             task_group.start_soon(served.serve, handle, task_group)  # noqa: ASYNC113
             try:
                 yield f"{'ws' if tls is None else 'wss'}://127.0.0.1:{address}/"
-            finally:
-                task_group.cancel_scope.cancel()
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - raised again below, outside the group
+                failure = error
+            task_group.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
     finally:
         with anyio.CancelScope(shield=True):
             await served.aclose()
