@@ -7,9 +7,8 @@ the connection is idle, and while the consumer of a stream is away, into an inbo
 the sender back). A *multiplexed* connection is read by its reader task alone, which routes each message to the
 exchanges whose filters match.
 
-Who writes. A frame that was begun has to be finished, or the connection is lost. An exclusive exchange that is
-cancelled while it sends takes its connection with it; on a shared one the frames of all exchanges go through one writer
-task, so that a cancelled caller neither waits nor breaks the others.
+Who writes. An exclusive exchange sends itself, and takes its connection with it when it is cancelled half-way; on a
+shared one the messages of all go through an `Outbox`.
 
 Failure is a state, not an exception that travels: the first error ends the connection, and everyone who uses it gets a
 copy of it.
@@ -28,7 +27,9 @@ import anyio.lowlevel
 
 from .conversation import capture, converse, response_faults
 from .errors import WebSocketAuthError, WebSocketClosedError, WebSocketError
+from .lull import Lull
 from .message import Message
+from .outbox import Outbox, Outgoing
 from .router import Recipient, Router
 from .template import Values
 
@@ -38,29 +39,16 @@ if TYPE_CHECKING:
     from .plan import ConnectionPlan, Step
     from .wire import Wire
 
-__all__ = ["Connection", "Outgoing"]
+__all__ = ["Connection"]
 
 _log = logging.getLogger(__name__)
 
 CLOSING_TIME = 2.0
 """Seconds for the farewell (`on_close`), and as many for the closing handshake."""
 
-_LINGER = 0.05, 0.5
-"""Seconds without a read after which the reader task takes over: at first, and at most once it has looked in vain."""
-
 _INBOX_MESSAGES = 16
 _INBOX_BYTES = 256 * 1024
 _SETTLING_ROUNDS = 100
-
-
-class Outgoing:
-    """A frame on its way through the writer task."""
-
-    __slots__ = ("data", "sent")
-
-    def __init__(self, data: str | bytes) -> None:
-        self.data: str | bytes | None = data
-        self.sent = anyio.Event()
 
 
 class Connection:
@@ -82,16 +70,13 @@ class Connection:
         self._values = Values({}, "")
         self._user: Recipient | None = None
         self._reading = False
-        self._reads = self._reads_seen = 0
-        self._nudged = False
-        self._attention: anyio.Event | None = None
+        self._lull = Lull(self._is_read_or_full)
         self._arrival: anyio.Event | None = None
         self._ended = anyio.Event()
         self._inbox: deque[Message] = deque()
         self._inbox_bytes = 0
         self._router = Router()
-        self._outbox: deque[Outgoing] = deque()
-        self._outgoing: anyio.Event | None = None
+        self._outbox = Outbox()
 
     def __repr__(self) -> str:
         return f"<Connection {self.label}, {self.state}, {self.calls} calls>"
@@ -134,7 +119,7 @@ class Connection:
         for _ in range(_SETTLING_ROUNDS):
             if not self.usable or self.quiet:
                 break
-            self._nudge()
+            self._lull.nudge()
             await anyio.lowlevel.checkpoint()
 
     def attach(self, user: Recipient) -> None:
@@ -184,7 +169,7 @@ class Connection:
                 continue
             finally:
                 self._reading = False
-                self._reads += 1
+                self._lull.reads += 1
                 self._wake(self._arrival)
             message = Message(data)
             if not (self.plan.auto_reply and await self._reply(message)):
@@ -210,11 +195,8 @@ class Connection:
         self._router.remove(recipient)
 
     def post(self, data: str | bytes) -> Outgoing:
-        """Hand one message to the writer task; it is sent in order, whoever is cancelled meanwhile."""
-        outgoing = Outgoing(data)
-        self._outbox.append(outgoing)
-        self._wake(self._outgoing)
-        return outgoing
+        """Have one message sent in order, whoever is cancelled meanwhile."""
+        return self._outbox.post(data)
 
     # Conversations
 
@@ -291,48 +273,19 @@ class Connection:
             self._router.route(message)
 
     async def _turn_to_read(self) -> bool:
-        """Wait until nobody has read for a moment and there is room for what may come; False: it has come to an end."""
-        linger, longest = _LINGER
-        while self._user is not None or self._reads != self._reads_seen:
-            self._reads_seen = self._reads
-            await self._until_nudged(linger)
-            if self._error or self.retired:
-                return False
-            nudged, self._nudged = self._nudged, False
-            if self._reading or self._is_full:
-                linger = min(2 * linger, longest)
-            elif nudged or self._reads == self._reads_seen:
-                break
-            else:
-                linger = _LINGER[0]
-        return True
+        """Wait until it is the reader task's turn; False: there is nothing to read any more."""
+        if self._user is not None or not self._lull.has_come:
+            await self._lull.wait()
+        return not (self._error or self.retired)
 
-    async def _until_nudged(self, seconds: float) -> None:
-        if not self._nudged:
-            self._attention = anyio.Event()
-            with anyio.move_on_after(seconds):
-                await self._attention.wait()
-            self._attention = None
-
-    def _nudge(self) -> None:
-        """Have the reader task read now, not after its pause."""
-        self._nudged = True
-        self._wake(self._attention)
-
-    @property
-    def _is_full(self) -> bool:
-        return len(self._inbox) >= _INBOX_MESSAGES or self._inbox_bytes >= _INBOX_BYTES
+    def _is_read_or_full(self) -> bool:
+        if self._error or self.retired:
+            return False
+        return self._reading or len(self._inbox) >= _INBOX_MESSAGES or self._inbox_bytes >= _INBOX_BYTES
 
     async def _keep_writing(self) -> None:
         try:
-            while self._error is None:
-                while self._outbox:
-                    outgoing = self._outbox.popleft()
-                    if outgoing.data is not None:
-                        await self.wire.send(outgoing.data)
-                    outgoing.sent.set()
-                self._outgoing = anyio.Event()
-                await self._outgoing.wait()
+            await self._outbox.send_all(self.wire)
         except WebSocketError as error:
             self._fail(error)
 
@@ -340,7 +293,7 @@ class Connection:
         """Send a ping now and then; without a pong in time the connection is given up."""
         while not await self._ends_within(interval):
             if not self._reading:
-                self._nudge()
+                self._lull.nudge()
             with anyio.move_on_after(self.plan.pong_timeout) as scope:
                 try:
                     await self.wire.ping()
@@ -369,7 +322,7 @@ class Connection:
         if self.retired or self._error is not None:
             return
         self.retired = True
-        self._wake(self._attention)
+        self._lull.nudge()
         self._reason = WebSocketClosedError(why, code=1000, endpoint=self.label)
         self._dismiss(self._reason)
         with anyio.CancelScope(shield=True):
@@ -416,7 +369,9 @@ class Connection:
         # How a close on this side ends on the wire is not why it ended.
         self._error = error = self._reason or error
         self.wire.abort()
-        for event in (self._arrival, self._attention, self._outgoing, self._ended):
+        self._outbox.close()
+        self._lull.nudge()
+        for event in (self._arrival, self._ended):
             self._wake(event)
         for recipient in self._router.everyone():
             recipient.fail(copy.copy(error))

@@ -1,9 +1,8 @@
-"""One request and its responses: what each message means, and when the exchange is over.
+"""One request and its responses, from sending the first message to the end of the exchange.
 
-What a message means (`Exchange.judge`) is a pure function of the plan, the call's values and the message. Around it
-stand two ways to drive an exchange, `collect` for a call and the `open`/`next` pair for a stream, and two ways for
-messages to come: an exclusive exchange takes them from its connection itself, a multiplexed one is offered them by the
-router and keeps its verdicts in a bounded queue.
+What each message means is decided elsewhere (`verdict`). There are two ways to drive an exchange, `collect` for a call
+and the `open`/`next` pair for a stream, and two ways for messages to come: an exclusive exchange takes them from its
+connection itself, a multiplexed one is offered them by the router and keeps its verdicts in a bounded queue.
 
 Times. One cancel scope holds the deadline of the whole call. A stream has no scope while its consumer has an item, so
 each wait gets its own, with the same deadline.
@@ -11,10 +10,9 @@ each wait gets its own, with the same deadline.
 
 from __future__ import annotations
 
-import enum
 import math
 from collections import ChainMap, deque
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -28,30 +26,21 @@ from .errors import (
     WebSocketToolError,
 )
 from .message import Message, ResponseError
+from .verdict import END, SKIP, Judge
 
 if TYPE_CHECKING:
-    from .connection import Connection, Outgoing
+    from .connection import Connection
+    from .outbox import Outgoing
     from .plan import Step
     from .pool import Pool
     from .request import Request
     from .template import Values
 
-__all__ = ["Exchange", "Mark"]
+__all__ = ["Exchange"]
 
 _QUEUED_MESSAGES = 10_000
+_QUEUED_BYTES = 64 * 2**20
 _NORMAL_CLOSURES = (1000, 1001, 1005)
-_ENVELOPES = ("tool_response", "tool_error", "stream_end")
-
-
-class Mark(enum.Enum):
-    """What a message can mean besides a response."""
-
-    SKIP = enum.auto()
-    END = enum.auto()
-
-
-SKIP: Literal[Mark.SKIP] = Mark.SKIP
-END: Literal[Mark.END] = Mark.END
 
 
 class _Raised:
@@ -80,8 +69,10 @@ class Exchange:
         self._values = request.values
         self._endpoint = request.endpoint
         self._pool = pool
-        self._streaming = streaming
         self._expected = self._remaining = plan.expected(streaming=streaming)
+        self._judge = Judge(
+            plan, self._values, streaming=streaming, open_ended=self._expected is None, label=self._endpoint.label
+        ).judge
         self._shared = plan.connection.multiplex
         self._connection: Connection | None = None
         self._deadline = math.inf
@@ -93,7 +84,8 @@ class Exchange:
         # What follows is for a shared connection, where messages come whether they are awaited or not.
         self._step: tuple[Step, Values] | None = None
         self._listening = False
-        self._queue: deque[Any] = deque()
+        self._queue: deque[tuple[Any, int]] = deque()
+        self._queued = 0
         self._arrival: anyio.Event | None = None
         self._outgoing: Outgoing | None = None
 
@@ -147,7 +139,7 @@ class Exchange:
             raise self._failure
         while not self._over:
             if self._shared:
-                verdict = self._queue.popleft() if self._queue else None
+                verdict = self._pop() if self._queue else None
             else:
                 assert self._connection is not None
                 message = self._connection.receive_nowait()
@@ -219,7 +211,10 @@ class Exchange:
         self._outgoing = connection.post(self._encoded())
         self._listening = True
         if self._expected == 0:
-            await self._outgoing.sent.wait()
+            await self._outgoing.done.wait()
+            if not self._outgoing.is_sent:
+                # Why not is in the queue, and is raised.
+                await self._take()
 
     def _encoded(self) -> str | bytes:
         if self._request.frame is not None:
@@ -319,58 +314,10 @@ class Exchange:
 
     def _judged(self, message: Message) -> Any:
         try:
-            return self.judge(message)
+            return self._judge(message)
         except ResponseError as error:
             fault = str(error)
         raise WebSocketProtocolError(fault, endpoint=self._endpoint.label)
-
-    def judge(self, message: Message) -> Any:
-        """What a message means: `SKIP`, `END`, or a response as the caller gets it. A pure function.
-
-        Raises:
-            WebSocketToolError: It says that the tool failed.
-            ResponseError: It cannot be read as the template says.
-        """
-        plan, values = self._plan, self._values
-        if plan.error_filter is not None and plan.error_filter.matches(message, values):
-            raise self._tool_error(message)
-        if plan.end_filter is not None and plan.end_filter.matches(message, values):
-            return END if self._expected is None else SKIP
-        if plan.message_filter is not None and not plan.message_filter.matches(message, values):
-            return SKIP
-        if plan.result is not None:
-            return plan.result.extract(message)
-        if plan.response_format == "raw":
-            return message.data
-        envelope = _envelope(message)
-        if envelope is not None:
-            meaning = self._opened(envelope, message)
-            if meaning is not None:
-                return meaning[0]
-        if plan.response_format == "json":
-            return message.json()
-        return message.text() if plan.response_format == "text" else message.data
-
-    def _opened(self, envelope: dict[str, Any], message: Message) -> tuple[Any] | None:
-        """The verdict in a UTCP envelope; None when the message is an ordinary response."""
-        request_id = envelope.get("request_id")
-        if request_id is None and not self._streaming:
-            return None
-        if request_id is not None and request_id != self._values.uuid:
-            return (SKIP,)
-        kind = envelope["type"]
-        if kind == "tool_error":
-            raise self._tool_error(message)
-        if kind == "stream_end":
-            return (END if self._expected is None else SKIP,)
-        return (envelope.get("result"),)
-
-    def _tool_error(self, message: Message) -> WebSocketToolError:
-        return WebSocketToolError(
-            "the tool answered with an error; see .response",
-            response=message.content(),
-            endpoint=self._endpoint.label,
-        )
 
     # As the recipient of a shared connection, or the user of an exclusive one that is closed on this side
 
@@ -383,16 +330,15 @@ class Exchange:
             verdict = _Raised(error)
         if verdict is SKIP or self._failure is not None:
             return
-        if len(self._queue) >= _QUEUED_MESSAGES:
+        size = len(message.data)
+        if len(self._queue) >= _QUEUED_MESSAGES or self._queued + size > max(
+            _QUEUED_BYTES, self._plan.connection.max_message_size
+        ):
+            fault = f"{len(self._queue)} responses wait to be taken; the stream was read too slowly"
             self._queue.clear()
-            verdict = _Raised(
-                WebSocketProtocolError(
-                    f"{_QUEUED_MESSAGES} responses wait to be taken; the stream was read too slowly",
-                    endpoint=self._endpoint.label,
-                )
-            )
+            verdict = _Raised(WebSocketProtocolError(fault, endpoint=self._endpoint.label))
             self._listening = False
-        self._put(verdict)
+        self._put(verdict, size)
 
     def fail(self, error: WebSocketError) -> None:
         """The connection is gone: at once when it was closed here, otherwise after what came before."""
@@ -405,7 +351,7 @@ class Exchange:
 
     def _offered(self, message: Message) -> Any:
         if self._step is None:
-            return self.judge(message) if self._listening else SKIP
+            return self._judge(message) if self._listening else SKIP
         step, values = self._step
         if step.expect is None:
             return SKIP
@@ -419,31 +365,22 @@ class Exchange:
     def _wait_for_step(self, step: Step, values: Values) -> None:
         self._step = (step, values)
 
-    def _put(self, verdict: Any) -> None:
-        self._queue.append(verdict)
+    def _put(self, verdict: Any, size: int = 0) -> None:
+        self._queue.append((verdict, size))
+        self._queued += size
         if self._arrival is not None:
             self._arrival.set()
+
+    def _pop(self) -> Any:
+        verdict, size = self._queue.popleft()
+        self._queued -= size
+        return verdict
 
     async def _take(self) -> Any:
         while not self._queue:
             self._arrival = anyio.Event()
             await self._arrival.wait()
-        verdict = self._queue.popleft()
+        verdict = self._pop()
         if isinstance(verdict, _Raised):
             raise verdict.error
         return verdict
-
-
-def _envelope(message: Message) -> dict[str, Any] | None:
-    """The message as a UTCP envelope, if it is one. Most messages are told apart without reading their JSON."""
-    data = message.data
-    if isinstance(data, str):
-        if not any(kind in data for kind in _ENVELOPES):
-            return None
-    elif not any(kind.encode() in data for kind in _ENVELOPES):
-        return None
-    try:
-        content = message.json()
-    except ResponseError:
-        return None
-    return content if isinstance(content, dict) and content.get("type") in _ENVELOPES else None

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
-from .exchange import END, SKIP, Exchange
+from .exchange import Exchange
+from .verdict import END, SKIP
 
 __all__ = ["ResponseStream"]
 

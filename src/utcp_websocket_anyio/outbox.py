@@ -1,0 +1,80 @@
+"""What is still to be sent on a shared connection.
+
+A frame that was begun has to be finished, or the connection is lost. So the exchanges that share one do not write
+themselves: one task sends what they put here, in order, and a caller that is cancelled neither waits for its frame nor
+cuts it off.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import anyio
+
+if TYPE_CHECKING:
+    from .wire import Wire
+
+__all__ = ["Outbox", "Outgoing"]
+
+
+class Outgoing:
+    """A message on its way.
+
+    Attributes:
+        data: None once it need not be sent any more.
+        is_sent: Whether it was sent.
+        done: Set when it was sent, or never will be.
+    """
+
+    __slots__ = ("data", "done", "is_sent")
+
+    def __init__(self, data: str | bytes) -> None:
+        self.data: str | bytes | None = data
+        self.is_sent = False
+        self.done = anyio.Event()
+
+
+class Outbox:
+    """A queue of messages, and the task that sends them."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Outgoing] = deque()
+        self._filled: anyio.Event | None = None
+        self._closed = False
+
+    def post(self, data: str | bytes) -> Outgoing:
+        """Queue a message."""
+        outgoing = Outgoing(data)
+        self._queue.append(outgoing)
+        self._wake()
+        return outgoing
+
+    def close(self) -> None:
+        """Have `send_all` return; what is queued is not sent any more."""
+        self._closed = True
+        while self._queue:
+            self._queue.popleft().done.set()
+        self._wake()
+
+    async def send_all(self, wire: Wire) -> None:
+        """Send what is queued, now and later, until the outbox is closed.
+
+        Raises:
+            WebSocketError: The wire is closed.
+        """
+        while not self._closed:
+            while self._queue:
+                outgoing = self._queue.popleft()
+                try:
+                    if outgoing.data is not None:
+                        await wire.send(outgoing.data)
+                        outgoing.is_sent = True
+                finally:
+                    outgoing.done.set()
+            self._filled = anyio.Event()
+            await self._filled.wait()
+
+    def _wake(self) -> None:
+        if self._filled is not None:
+            self._filled.set()
