@@ -77,6 +77,7 @@ class Connection:
         self._inbox_bytes = 0
         self._router = Router()
         self._outbox = Outbox()
+        self._is_shared = False
 
     def __repr__(self) -> str:
         return f"<Connection {self.label}, {self.state}, {self.calls} calls>"
@@ -100,6 +101,7 @@ class Connection:
 
     def start(self, task_group: TaskGroup) -> None:
         """Start the tasks that keep the connection alive; they end with it."""
+        self._is_shared = self.plan.multiplex
         task_group.start_soon(self._keep_reading)
         if self.plan.multiplex:
             task_group.start_soon(self._keep_writing)
@@ -240,7 +242,7 @@ class Connection:
                     continue
                 capture(automatic.capture, message, self.captured)
             reply = automatic.reply.encode(self._own_values())
-            if self.plan.multiplex:
+            if self._is_shared:
                 self.post(reply)
             else:
                 await self.send(reply)
