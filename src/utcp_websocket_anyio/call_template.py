@@ -26,7 +26,7 @@ from .auth import check_credentials
 from .errors import WebSocketSecurityError
 from .plan import Plan, compile_plan
 from .security import check_header, check_http_url, check_websocket_url
-from .template import declare_inputs
+from .template import compile_url, declare_inputs
 
 __all__ = ["WebSocketCallTemplate", "WebSocketCallTemplateSerializer", "declare_tool_inputs"]
 
@@ -50,7 +50,7 @@ Object = dict[str, Any]
 FilterForm = str | dict[str, Any] | list[Any]
 
 
-class WebSocketCallTemplate(CallTemplate):
+class WebSocketCallTemplate(CallTemplate):  # noqa: PLW1641 - mutable, so not hashable
     """How to call a tool over WebSocket.
 
     The field descriptions are the reference; the README shows templates for real endpoints. Times are seconds, sizes
@@ -69,8 +69,8 @@ class WebSocketCallTemplate(CallTemplate):
     )
     protocol: str | None = Field(default=None, min_length=1, description="Subprotocol to offer and to insist on")
     keep_alive: bool = Field(default=True, description="Keep the connection open between calls")
-    timeout: Seconds = Field(default=30, description="Default of response_timeout; longest wait for a free connection")
-    connection_timeout: Seconds = Field(default=10, description="For TCP, TLS, handshake and on_connect together")
+    timeout: Seconds = Field(default=30.0, description="Default of response_timeout; longest wait for a connection")
+    connection_timeout: Seconds = Field(default=10.0, description="For TCP, TLS, handshake and on_connect together")
     response_timeout: Seconds | str | None = Field(
         default=None, description="From sending the request to the last response; or a template giving a number"
     )
@@ -81,8 +81,8 @@ class WebSocketCallTemplate(CallTemplate):
         default=None, description="0: none, -1: open-ended, null: 1 for a call and open-ended for a stream"
     )
     close_after_response: bool | None = Field(default=None, description="Close the connection after the exchange")
-    ping_interval: Seconds | None = Field(default=30, description="Between heartbeat pings; null: no heartbeat")
-    pong_timeout: Seconds = Field(default=10, description="To wait for the pong before the connection is given up")
+    ping_interval: Seconds | None = Field(default=30.0, description="Between heartbeat pings; null: no heartbeat")
+    pong_timeout: Seconds = Field(default=10.0, description="To wait for the pong before the connection is given up")
     headers: dict[str, str] | None = Field(default=None, description="Static handshake headers")
     header_fields: list[str] | None = Field(default=None, description="Arguments sent as handshake headers")
     message_filter: FilterForm | None = Field(default=None, description="Which incoming messages are responses")
@@ -158,14 +158,18 @@ class WebSocketCallTemplate(CallTemplate):
         _check_headers("headers", self.headers or {})
         _check_headers("header_fields", dict.fromkeys(self.header_fields or (), ""))
         check_credentials(self.auth)
+        for name in _FREE_FORM:
+            _check_json(getattr(self, name), name)
         if self.tools is not None:
             self.tools = [_inline_tool(tool, f"tools[{index}]") for index, tool in enumerate(self.tools)]
         fields = dict(self.__dict__)
-        for name in _FREE_FORM:
-            _check_json(fields[name], name)
         self._plan = _plan_by_value(fields)
         self._snapshot = _copy_of(fields)
         return self
+
+    def __eq__(self, other: object) -> bool:
+        # The model's own would compare the plans as well.
+        return type(other) is type(self) and self.__dict__ == other.__dict__
 
     @property
     def plan(self) -> Plan:
@@ -274,7 +278,7 @@ def _inline_tool(tool: Any, where: str) -> Object:
 
 def _check_addresses(template: WebSocketCallTemplate) -> None:
     """The rules for URLs, as far as they are known: a client resolves its `${…}` variables later."""
-    if "${" not in template.url.partition("?")[0]:
+    if "${" not in compile_url(template.url, "url").origin:
         check_websocket_url(template.url)
     if template.discovery_url is not None and "${" not in template.discovery_url:
         check_http_url(template.discovery_url, "discovery_url")
