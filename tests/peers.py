@@ -41,6 +41,7 @@ class Peer:
         self.stream = stream
         self._reader = BufferedByteReceiveStream(stream)
         self.request = ""
+        self.reserved = 0
 
     async def read_request(self) -> str:
         """The head of the client's handshake."""
@@ -55,8 +56,9 @@ class Peer:
         return None
 
     async def handshake(self, *headers: str, accept: str | None = None) -> None:
-        """Accept the client's handshake."""
-        await self.read_request()
+        """Accept the client's handshake, which may have been read before."""
+        if not self.request:
+            await self.read_request()
         key = self.header("Sec-WebSocket-Key") or ""
         digest = hashlib.sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()
         accept = accept or base64.b64encode(digest).decode()
@@ -93,6 +95,7 @@ class Peer:
     async def receive_frame(self) -> tuple[int, bytes]:
         """Opcode and payload of the client's next frame; its mask is required."""
         first, second = await self._reader.receive_exactly(2)
+        self.reserved = first & 0x70
         length = second & 0x7F
         if length == 126:
             (length,) = struct.unpack("!H", await self._reader.receive_exactly(2))
