@@ -13,7 +13,8 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utcp_websocket_anyio.filters import MISSING, compile_extraction, compile_filter, lookup
+from utcp_websocket_anyio.extraction import compile_extraction
+from utcp_websocket_anyio.filters import MISSING, compile_filter, lookup
 from utcp_websocket_anyio.message import Message, ResponseError
 from utcp_websocket_anyio.template import Values
 

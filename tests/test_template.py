@@ -24,11 +24,11 @@ from utcp_websocket_anyio.template import (
     Values,
     compile_message,
     compile_template,
-    compile_url,
     declare_inputs,
     encode_arguments,
     render_number,
 )
+from utcp_websocket_anyio.url_template import compile_url
 
 DEEP: list[Any] = []
 for _ in range(100_000):
@@ -294,6 +294,7 @@ def test_an_unknown_encoder_is_an_error_that_names_those_there_are() -> None:
         {"message": {"type": "binary", "encoding": "utf-8", "data": "{{args.a}}"}},
         {"message": "-", "url": "wss://example.com/{{args.a}}"},
         {"message": "-", "url": "wss://example.com/?a=UTCP_ARG_a_UTCP_ARG"},
+        {"message": "-", "header_fields": ["a"]},
         {"message": "-", "response_timeout": "{{args.a}}"},
         {"message": "-", "message_filter": "{{args.a}}"},
         {"message": "-", "message_filter": {"a": "{{args.a}}"}},
@@ -614,6 +615,21 @@ def test_without_a_message_the_arguments_are_sent_but_for_those_in_url_and_heade
 def test_arguments_are_encoded_as_json_dumps_writes_them(arguments: dict[str, Any], without: set[str]) -> None:
     kept = {name: value for name, value in arguments.items() if name not in without}
     assert encode_arguments(arguments, without=without) == json.dumps(kept)
+
+
+@pytest.mark.parametrize("part", ["{{call_id}}", "{{captured.session}}"])
+def test_a_message_that_depends_on_the_connection_is_tried_before_there_is_one(part: str) -> None:
+    steps = [{"expect": {"a": 1}, "capture": {"session": {"path": "a"}}}]
+    message = {"id": part, "a": "{{args.a}}"}
+    assert prepared({"a": 1}, message=message, before=steps).frame is None
+    with pytest.raises(ValueError, match="Out of range float"):
+        prepared({"a": math.nan}, message=message, before=steps)
+    with pytest.raises(ValueError, match="Out of range float"):
+        prepared({"a": math.nan}, listen_only=True, before=[*steps, {"send": message}])
+
+
+def test_a_call_that_only_listens_has_no_request() -> None:
+    assert prepared({"a": 1}, listen_only=True).frame is None
 
 
 # URLs

@@ -26,7 +26,8 @@ from .auth import check_credentials
 from .errors import WebSocketSecurityError
 from .plan import Plan, compile_plan
 from .security import check_header, check_http_url, check_websocket_url
-from .template import compile_url, declare_inputs
+from .template import declare_inputs
+from .url_template import compile_url
 
 __all__ = ["WebSocketCallTemplate", "WebSocketCallTemplateSerializer", "declare_tool_inputs"]
 
@@ -249,10 +250,8 @@ def _declared(values: dict[str, Any], names: Mapping[str, Any]) -> dict[str, Any
     return {key: declare_inputs(value, names) if key in _TEMPLATED else value for key, value in values.items()}
 
 
-def _inline_tool(tool: Any, where: str) -> Object:
+def _inline_tool(tool: Object, where: str) -> Object:
     """An inline tool in JSON form, its inputs declared; checked here so that a bad one is an error of the template."""
-    if not isinstance(tool, dict):
-        raise ValueError(f"{where}: must be an object, a UTCP tool")
     if not isinstance(tool.get("name"), str) or not tool["name"]:
         raise ValueError(f"{where}.name: a tool needs a name")
     inputs = tool.get("inputs") or {}

@@ -14,7 +14,7 @@ from .errors import WebSocketError, WebSocketProtocolError
 from .message import Message, ResponseError
 
 if TYPE_CHECKING:
-    from .filters import Extraction
+    from .extraction import Extraction
     from .plan import Step
     from .template import Values
 

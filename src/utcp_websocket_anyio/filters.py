@@ -1,32 +1,24 @@
-"""Filters say which messages are meant, extractions which part of one. Both are compiled once and are pure.
+"""Filters say which messages are meant. They are compiled once and are pure.
 
 A filter is a tree of predicates over a JSON value in which an absent value (`MISSING`) is a value too, so that "is
 there", "is not there" and "one of these, or nothing" need no rules of their own.
-
-Regular expressions come from manuals, and so from strangers. They run in the `regex` package, because its matcher can
-be given a time limit; `re` would let one pattern block the event loop for as long as it likes.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-import regex
-
 from .message import Message, ResponseError
+from .patterns import Pattern, compile_pattern, escaped, search
 from .placeholders import Hole, Parts, Values, json_text, parse
-from .template import Compiled, Template, compile_template, filled, is_alone
+from .template import Compiled, Template, compile_template, filled, holes_of, is_alone
 
-__all__ = ["MISSING", "Extraction", "Filter", "compile_extraction", "compile_filter", "lookup"]
+__all__ = ["MISSING", "Filter", "compile_filter", "lookup"]
 
 Path = tuple[str | int, ...]
 Matches = Callable[[Message, Values], bool]
 ValueMatches = Callable[[Any, Values], bool]
-
-_MATCHING_TIME = 0.1
-"""Seconds that matching one pattern may take."""
 
 
 class _Missing:
@@ -93,23 +85,6 @@ class Filter(Compiled):
         raise ResponseError(fault)
 
 
-class Extraction:
-    """Which part of a message is meant."""
-
-    __slots__ = ("_extract",)
-
-    def __init__(self, extract: Callable[[Message], Any]) -> None:
-        self._extract = extract
-
-    def extract(self, message: Message) -> Any:
-        """The part of the message.
-
-        Raises:
-            ResponseError: It is not there, or a pattern took too long.
-        """
-        return self._extract(message)
-
-
 def compile_filter(value: Any, where: str, *, arguments: bool = True) -> Filter:
     """Compile a filter.
 
@@ -149,8 +124,8 @@ class _Compiler:
 
     def message_filter(self, value: Any, where: str) -> Matches:
         if isinstance(value, str):
-            search = self._pattern(value, where)
-            return lambda message, values: isinstance(message.data, str) and search(message.data, values)
+            found_in = self._pattern(value, where)
+            return lambda message, values: isinstance(message.data, str) and found_in(message.data, values)
         if isinstance(value, list):
             return _on_json(self.value_filter(value, where))
         if not isinstance(value, dict):
@@ -186,7 +161,7 @@ class _Compiler:
 
     def _leading_bytes(self, value: Mapping[str, Any], where: str) -> Matches:
         digits = self._string(value["$hex"], where)
-        if not _holes(parse(value["$hex"], where)):
+        if not holes_of(parse(value["$hex"], where)):
             static = _from_hex(value["$hex"], where)
             return lambda message, values: isinstance(message.data, bytes) and message.data.startswith(static)
 
@@ -236,7 +211,7 @@ class _Compiler:
             )
         template = compile_template(value, where, arguments=self._arguments)
         if isinstance(value, str):
-            self.holes += _holes(parse(value, where))
+            self.holes += holes_of(parse(value, where))
         if template.is_static:
             return lambda found, values: _equal(found, value)
         self._fills(lambda values: json_text(template.render(values)), value, where)
@@ -271,8 +246,8 @@ class _Compiler:
     def _matching(self, value: Any, where: str) -> ValueMatches:
         if not isinstance(value, str):
             raise ValueError(f"{where}: must be a pattern (string)")
-        search = self._pattern(value, where)
-        return lambda found, values: isinstance(found, str) and search(found, values)
+        found_in = self._pattern(value, where)
+        return lambda found, values: isinstance(found, str) and found_in(found, values)
 
     def _any_value(self, value: Any, where: str) -> ValueMatches:
         filters = self._alternatives(value, where, self.value_filter)
@@ -293,7 +268,7 @@ class _Compiler:
         if not isinstance(value, str):
             raise ValueError(f"{where}: must be a string")
         parts = self._parse(value, where)
-        if not _holes(parts):
+        if not holes_of(parts):
             return lambda values: value
 
         def text(values: Values) -> str:
@@ -304,25 +279,25 @@ class _Compiler:
 
     def _pattern(self, value: str, where: str) -> Callable[[str, Values], bool]:
         parts = self._parse(value, where)
-        if not _holes(parts):
-            pattern = _compiled(value, where)
-            return lambda text, values: _search(pattern, text) is not None
-        _compiled("".join(part if isinstance(part, str) else "x" for part in parts), where)
+        if not holes_of(parts):
+            pattern = compile_pattern(value, where)
+            return lambda text, values: search(pattern, text) is not None
+        compile_pattern("".join(part if isinstance(part, str) else "x" for part in parts), where)
 
-        def pattern_of(values: Values) -> regex.Pattern[str]:
-            return _compiled("".join(p if isinstance(p, str) else _escaped(p, values) for p in parts), where)
+        def pattern_of(values: Values) -> Pattern:
+            return compile_pattern("".join(p if isinstance(p, str) else escaped(p, values) for p in parts), where)
 
         self._fills(pattern_of, value, where)
-        return lambda text, values: _search(pattern_of(values), text) is not None
+        return lambda text, values: search(pattern_of(values), text) is not None
 
     def _fills(self, fill: Callable[[Values], object], value: str, where: str) -> None:
         """Have the call's arguments tried where there are any."""
-        if any(hole.kind in ("args", "args.", "$") for hole in _holes(parse(value, where))):
+        if any(hole.kind in ("args", "args.", "$") for hole in holes_of(parse(value, where))):
             self.fill.append(fill)
 
     def _parse(self, value: str, where: str) -> Parts:
         parts = parse(value, where, arguments=self._arguments)
-        self.holes += _holes(parts)
+        self.holes += holes_of(parts)
         return parts
 
 
@@ -342,51 +317,6 @@ _VALUE_OPERATORS: dict[str, Callable[[_Compiler, Any, str], ValueMatches]] = {
     "$or": _Compiler._any_value,
     "$and": _Compiler._every_value,
 }
-
-
-def compile_extraction(value: Any, where: str) -> Extraction:
-    """Compile an extraction: ``{"path": …}``, ``{"regex": …}`` or ``{"after": …, "path": …}``.
-
-    Raises:
-        ValueError: Its form is wrong.
-    """
-    keys = set(value) if isinstance(value, dict) else set()
-    if not keys or not (keys <= {"after", "path"} or keys == {"regex"}):
-        raise ValueError(f"{where}: must be an object with path, with after (and path), or with regex")
-    for key in keys:
-        if not isinstance(value[key], str):
-            raise ValueError(f"{where}.{key}: must be a string")
-    if "regex" in keys:
-        pattern = _compiled(value["regex"], f"{where}.regex")
-        if pattern.groups < 1:
-            raise ValueError(f"{where}.regex: needs a group, in parentheses, for the part that is meant")
-        return Extraction(functools.partial(_extract_group, pattern, where))
-    path = [step for step in value.get("path", "").split(".") if step]
-    return Extraction(functools.partial(_extract_path, value.get("after", ""), path, where))
-
-
-def _extract_group(pattern: regex.Pattern[str], where: str, message: Message) -> Any:
-    found = _search(pattern, message.text())
-    if found is None or found[1] is None:
-        raise ResponseError(f"{where}: the pattern is not found in the message")
-    return found[1]
-
-
-def _extract_path(prefix: str, path: list[str], where: str, message: Message) -> Any:
-    if prefix:
-        text = message.text()
-        if not text.startswith(prefix):
-            raise ResponseError(f"{where}: the message does not start with {prefix!r}")
-        message = Message(text[len(prefix) :])
-    value = message.json()
-    for step in path:
-        if isinstance(value, dict) and step in value:
-            value = value[step]
-        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
-            value = value[int(step)]
-        else:
-            raise ResponseError(f"{where}: the message has nothing at {'.'.join(path)}")
-    return value
 
 
 def _on_json(matches: ValueMatches) -> Matches:
@@ -442,36 +372,6 @@ def _from_hex(text: str, where: str) -> bytes:
     except ValueError:
         pass
     raise ValueError(f"{where}: must be bytes in hexadecimal, such as '2002'")
-
-
-def _holes(parts: Parts) -> list[Hole]:
-    return [part for part in parts if isinstance(part, Hole)]
-
-
-def _escaped(hole: Hole, values: Values) -> str:
-    text = hole.text(values)
-    return text if hole.encoder == "regex" else regex.escape(text)
-
-
-@functools.lru_cache(maxsize=512)
-def _compile_pattern(pattern: str) -> regex.Pattern[str]:
-    return regex.compile(pattern, regex.DOTALL)
-
-
-def _compiled(pattern: str, where: str) -> regex.Pattern[str]:
-    try:
-        return _compile_pattern(pattern)
-    except (regex.error, RecursionError) as error:
-        fault = str(error)
-    raise ValueError(f"{where}: is no valid regular expression: {fault}")
-
-
-def _search(pattern: regex.Pattern[str], text: str) -> regex.Match[str] | None:
-    try:
-        return pattern.search(text, timeout=_MATCHING_TIME)
-    except TimeoutError:
-        pass
-    raise ResponseError(f"matching a pattern took longer than {1000 * _MATCHING_TIME:.0f} ms")
 
 
 def _key(value: Any, where: str, path: Path) -> tuple[Path, Template] | None:

@@ -16,18 +16,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .auth import credential_key
-from .filters import Extraction, Filter, compile_extraction, compile_filter
+from .extraction import Extraction, compile_extraction
+from .filters import Filter, compile_filter
 from .security import display_url
 from .template import (
     MessageTemplate,
     Template,
-    UrlTemplate,
     Values,
     compile_message,
     compile_template,
-    compile_url,
     render_number,
 )
+from .url_template import UrlTemplate, compile_url
 
 __all__ = ["AutoReply", "ConnectionPlan", "Endpoint", "Plan", "Step", "compile_connection", "compile_plan"]
 
@@ -305,9 +305,6 @@ def _check_combinations(fields: Mapping[str, Any]) -> None:
             raise ValueError("listen_only: no request is sent, so leave message out; send it as a step in before")
         if fields["expected_responses"] == 0:
             raise ValueError("listen_only: with expected_responses 0 nothing would be sent nor received")
-    expected = fields["expected_responses"]
-    if expected is not None and expected < -1:
-        raise ValueError("expected_responses: must be -1 (open-ended), 0 (none) or a positive number")
 
 
 def _steps(values: Sequence[Any] | None, where: str, *, arguments: bool) -> tuple[Step, ...]:
@@ -315,7 +312,7 @@ def _steps(values: Sequence[Any] | None, where: str, *, arguments: bool) -> tupl
 
 
 def _step(value: Any, where: str, *, arguments: bool) -> Step:
-    _check_object(value, where, _STEP_KEYS)
+    _check_keys(value, where, _STEP_KEYS)
     if "send" not in value and "expect" not in value:
         raise ValueError(f"{where}: a step needs send (a message), expect (a filter), or both")
     for key in ("reject", "capture"):
@@ -330,7 +327,7 @@ def _step(value: Any, where: str, *, arguments: bool) -> Step:
 
 
 def _auto_reply(value: Any, where: str) -> AutoReply:
-    _check_object(value, where, _AUTO_REPLY_KEYS)
+    _check_keys(value, where, _AUTO_REPLY_KEYS)
     for key in ("match", "reply"):
         if key not in value:
             raise ValueError(f"{where}: needs match (a filter) and reply (a message); {key} is missing")
@@ -351,9 +348,7 @@ def _capture(value: Any, where: str) -> dict[str, Extraction]:
     return {name: compile_extraction(extraction, f"{where}.{name}") for name, extraction in value.items()}
 
 
-def _check_object(value: Any, where: str, keys: Iterable[str]) -> None:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: must be an object with the keys {', '.join(keys)}")
+def _check_keys(value: Mapping[str, Any], where: str, keys: Iterable[str]) -> None:
     unknown = sorted(value.keys() - set(keys))
     if unknown:
         raise ValueError(f"{where}: unknown key {unknown[0]!r}; there are {', '.join(keys)}")

@@ -6,12 +6,12 @@ nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import MissingArgumentError
+from .placeholders import text_of
 from .plan import Endpoint, Plan
 from .security import check_header
 from .template import Template, Values, encode_arguments, render_number
@@ -83,7 +83,7 @@ def _headers(plan: Plan, arguments: Mapping[str, Any]) -> tuple[tuple[str, str],
         return plan.headers
     given = {name: arguments[name] for name in plan.header_fields if name in arguments}
     taken = {name.lower() for name in given}
-    own = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in given.items()]
+    own = [(name, text_of(value)) for name, value in given.items()]
     for name, value in own:
         check_header(name, value)
     return (*(header for header in plan.headers if header[0].lower() not in taken), *own)

@@ -1,4 +1,4 @@
-"""Templates for messages, URLs and single values, compiled once and filled per call.
+"""Templates for messages and single values, compiled once and filled per call.
 
 What is sent most is JSON with a few holes. It is compiled into the JSON text around the holes, so that filling it is
 one `json.dumps` per hole and one `join`.
@@ -12,25 +12,25 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
-from urllib.parse import quote
 
 from .placeholders import Hole, Parts, Values, json_text, parse, text_of
 
 __all__ = [
+    "Compiled",
     "MessageTemplate",
     "Template",
-    "UrlTemplate",
     "Values",
     "compile_message",
     "compile_template",
-    "compile_url",
     "declare_inputs",
     "encode_arguments",
+    "filled",
+    "holes_of",
+    "is_alone",
     "render_number",
 ]
 
 Render = Callable[[Values], Any]
-_URL_BEFORE_PATH = re.compile(r"(?:[^/?#]*://)?[^/?#]*")
 _OBJECT_BEGINS = re.compile(r'\s*(?:\[\s*)*\{\s*(?:"|\Z)')
 _BINARY_KEYS = {"type", "data", "encoding"}
 
@@ -95,40 +95,6 @@ class MessageTemplate(Compiled):
         return self._encode(values)
 
 
-class UrlTemplate(Compiled):
-    """A URL with holes in its path and query."""
-
-    __slots__ = ("_authority", "_path", "_query")
-
-    def __init__(self, source: str, where: str, authority: str, path: Parts, query: Parts | None) -> None:
-        super().__init__(source, where, _holes([*path, *(query or ())]))
-        self._authority = authority
-        self._path = path
-        self._query = query
-
-    @property
-    def origin(self) -> str:
-        """The URL up to its path, which no argument can change."""
-        return self._authority
-
-    def render(self, values: Values) -> str:
-        """The URL with its holes filled, percent-encoded, so that none adds a segment, a parameter or a fragment.
-
-        Raises:
-            ValueError: A value makes a segment ``.`` or ``..``, or a variable was not resolved.
-        """
-        if "${" in self._authority:
-            names = ", ".join(hole.source for hole in _holes(parse(self._authority, self.where)))
-            raise ValueError(f"{self.where}: has a variable that was not resolved: {names}")
-        path = "".join(part if isinstance(part, str) else _quoted(part, values) for part in self._path)
-        if _holes(self._path) and any(segment in (".", "..") for segment in path.split("/")):
-            raise ValueError(f"{self.where}: an argument makes the path segment '.' or '..'")
-        if self._query is None:
-            return self._authority + path
-        query = "".join(part if isinstance(part, str) else _quoted(part, values) for part in self._query)
-        return f"{self._authority}{path}?{query}"
-
-
 def compile_template(value: Any, where: str, *, arguments: bool = True) -> Template:
     """Compile a JSON value.
 
@@ -159,24 +125,6 @@ def compile_message(value: Any, where: str, *, arguments: bool = True) -> Messag
     holes: list[Hole] = []
     pieces = _merged(_json_pieces(value, where, arguments, holes))
     return MessageTemplate(value, where, holes, _joiner(pieces))
-
-
-def compile_url(url: str, where: str) -> UrlTemplate:
-    """Compile a URL. Variables (``${…}``) may stand anywhere, as a client resolves them later.
-
-    Raises:
-        ValueError: A placeholder stands before the path, or the URL has a fragment (RFC 6455, section 3).
-    """
-    before_path = _URL_BEFORE_PATH.match(url)
-    assert before_path is not None
-    authority = before_path[0]
-    for hole in _holes(parse(authority, where)):
-        if hole.kind != "$":
-            raise ValueError(f"{where}: {hole.source} may only stand in path and query")
-    path, question_mark, query = url[len(authority) :].partition("?")
-    if "#" in _outside_holes(path) + _outside_holes(query):
-        raise ValueError(f"{where}: a WebSocket URL has no fragment")
-    return UrlTemplate(url, where, authority, parse(path, where), parse(query, where) if question_mark else None)
 
 
 def encode_arguments(arguments: Mapping[str, Any], *, without: Collection[str]) -> str:
@@ -227,14 +175,15 @@ def is_alone(parts: Parts) -> bool:
     return len(parts) == 1 and isinstance(parts[0], Hole) and parts[0].typed
 
 
-def _holes(parts: Iterable[str | Hole]) -> list[Hole]:
+def holes_of(parts: Iterable[str | Hole]) -> list[Hole]:
+    """The placeholders of a string."""
     return [part for part in parts if isinstance(part, Hole)]
 
 
 def _renderer(value: Any, where: str, arguments: bool, holes: list[Hole]) -> Render:
     if isinstance(value, str):
         parts = parse(value, where, arguments=arguments)
-        found = _holes(parts)
+        found = holes_of(parts)
         holes += found
         if not found:
             return lambda values: value
@@ -292,7 +241,7 @@ def _joiner(pieces: list[str | Render]) -> Callable[[Values], str]:
 
 def _compile_text(text: str, where: str, arguments: bool) -> MessageTemplate:
     parts = parse(text, where, arguments=arguments)
-    holes = _holes(parts)
+    holes = holes_of(parts)
     start = text.lstrip()[:1]
     begins_with_text = bool(parts) and isinstance(parts[0], str) and bool(parts[0].strip())
     if holes and start in ("{", "[") and begins_with_text:
@@ -407,14 +356,3 @@ _DECODERS: dict[str, Callable[[str], bytes]] = {
     "hex": bytes.fromhex,
     "utf-8": str.encode,
 }
-
-
-def _quoted(hole: Hole, values: Values) -> str:
-    if hole.kind == "$" and hole.name not in values.args:
-        return hole.source
-    text = hole.text(values)
-    return text if hole.encoder == "urlencode" else quote(text, safe="")
-
-
-def _outside_holes(text: str) -> str:
-    return "".join(part for part in parse(text, "url") if isinstance(part, str))
