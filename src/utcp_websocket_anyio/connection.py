@@ -268,7 +268,7 @@ class Connection:
             self._wake(self._arrival)
         if self.plan.auto_reply and await self._reply(message):
             return
-        if self._user is not None:
+        if self._user is not None or self.retired:
             self._inbox.append(message)
             self._inbox_bytes += len(message.data)
         elif self._router:
@@ -346,14 +346,10 @@ class Connection:
         self._fail(error)
 
     async def _say_farewell(self) -> None:
-        farewell = _Farewell()
-        self.attach(farewell)
         try:
             await self._converse(self.plan.on_close, "on_close")
         except (WebSocketError, ValueError) as error:
             _log.debug("farewell cut short: %s: %s", self.label, type(error).__name__)
-        finally:
-            self.detach(farewell)
 
     def _dismiss(self, error: WebSocketError) -> None:
         users = self._router.everyone()
@@ -382,36 +378,20 @@ class Connection:
             self.on_lost(self)
 
     def _report(self, error: WebSocketError) -> None:
+        how, level = ("closed", logging.INFO) if self.retired else ("lost", logging.WARNING)
         lasted = anyio.current_time() - self._opened
         _log.log(
-            logging.INFO if self.retired else logging.WARNING,
+            level,
             "connection %s: %s: %s after %.1f s, %d calls",
-            "closed" if self.retired else "lost",
+            how,
             self.label,
             error.args[0],
             lasted,
             self.calls,
-            extra={
-                "endpoint": self.label,
-                "event": "closed" if self.retired else "lost",
-                "duration": lasted,
-                "calls": self.calls,
-            },
+            extra={"endpoint": self.label, "event": how, "duration": lasted, "calls": self.calls},
         )
 
     @staticmethod
     def _wake(event: anyio.Event | None) -> None:
         if event is not None:
             event.set()
-
-
-class _Farewell:
-    """The user of a connection that is being closed; nothing can disturb it but its own time limit."""
-
-    correlation: tuple[tuple[str | int, ...], Any] | None = None
-
-    def offer(self, message: Message) -> None:
-        raise AssertionError("a farewell has its connection to itself")
-
-    def fail(self, error: WebSocketError) -> None:
-        pass
