@@ -304,6 +304,9 @@ def test_auth_may_be_given_as_an_object(auth: Auth) -> None:
             "message_filter: {{captured.b}} is captured by no step; captured are session",
         ),
         ({"before": [{"send": "{{captured.a}}"}]}, "before[0].send: {{captured.a}} is captured by no step"),
+        ({"on_close": [{"send": "{{captured.a}}"}]}, "on_close[0].send: {{captured.a}} is captured by no step"),
+        ({"auto_reply": [{"match": "{{captured.a}}", "reply": ""}]}, "auto_reply[0].match: {{captured.a}} is captured"),
+        ({"auto_reply": [{"match": "", "reply": "{{captured.a}}"}]}, "auto_reply[0].reply: {{captured.a}} is captured"),
         (
             {"on_connect": [{"send": "{{captured.session}}"}], "before": [STEP]},
             "on_connect[0].send: {{captured.session}} is captured by no step",
