@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Any
+
+import anyio
+import pytest
+
+from utcp_websocket_anyio import WebSocketClosedError, WebSocketToolError
+
+from .servers.node import NodeServer, graphql
+from .tools import Tools, open_tools
+
+pytestmark = pytest.mark.anyio
+
+HELLO = "query($name: String!, $pause: Int) { hello(name: $name, pause: $pause) }"
+COUNTDOWN = "subscription($from: Int!, $pause: Int) { countdown(from: $from, pause: $pause) }"
+
+
+@pytest.fixture(scope="module")
+def server(start: Any) -> NodeServer:
+    found: NodeServer = start(graphql)
+    return found
+
+
+def tools_of(server: NodeServer, **other: str) -> Any:
+    return open_tools("graphql", {"PORT": server.port, "TOKEN": server.token, **other})
+
+
+async def test_a_query_with_variables_gives_its_data(server: NodeServer) -> None:
+    with anyio.fail_after(20):
+        async with tools_of(server) as tools:
+            assert await tools.call("query", query=HELLO, variables={"name": "{{uuid}}"}) == {"hello": "Hello {{uuid}}"}
+            assert await tools.call("query", query="{ nothing }") == {"nothing": None}
+
+
+async def test_pings_are_answered_even_before_the_login_is_acknowledged(server: NodeServer) -> None:
+    with anyio.fail_after(20):
+        async with tools_of(server) as tools:
+            assert await tools.call("query", query="{ pongs }") == {"pongs": 1}
+
+
+async def test_queries_at_once_share_a_connection_and_are_answered_in_any_order(server: NodeServer) -> None:
+    order: list[int] = []
+
+    async def hello(tools: Tools, n: int) -> None:
+        data = await tools.call("query", query=HELLO, variables={"name": str(n), "pause": 600 - 100 * n})
+        assert data == {"hello": f"Hello {n}"}
+        order.append(n)
+
+    with anyio.fail_after(20):
+        async with tools_of(server) as tools:
+            async with anyio.create_task_group() as group:
+                for n in range(6):
+                    group.start_soon(hello, tools, n)
+            assert await tools.call("query", query="{ connections }") == {"connections": 1}
+    assert order == [5, 4, 3, 2, 1, 0]
+
+
+async def test_a_subscription_ends_with_complete(server: NodeServer) -> None:
+    with anyio.fail_after(20):
+        async with tools_of(server) as tools:
+            stream = tools.stream("subscribe", query=COUNTDOWN, variables={"from": 3})
+            assert [data["countdown"] async for data in stream] == [3, 2, 1, 0]
+            all_of_it = await tools.call("subscribe", query=COUNTDOWN, variables={"from": 1})
+            assert all_of_it == [{"countdown": 1}, {"countdown": 0}]
+
+
+async def test_breaking_off_a_subscription_ends_it_on_the_server(server: NodeServer) -> None:
+    with anyio.fail_after(20):
+        async with tools_of(server) as tools:
+            stream = tools.stream("subscribe", query=COUNTDOWN, variables={"from": 1000, "pause": 10})
+            async with aclosing(stream):
+                async for _ in stream:
+                    assert await tools.call("query", query="{ counting }") == {"counting": 1}
+                    break
+            while await tools.call("query", query="{ counting }") != {"counting": 0}:
+                pass
+
+
+async def test_an_invalid_document_and_a_failing_resolver_are_tool_errors(server: NodeServer) -> None:
+    with anyio.fail_after(20):
+        async with tools_of(server) as tools:
+            with pytest.raises(WebSocketToolError) as raised:
+                await tools.call("query", query="{ noSuchField }")
+            assert raised.value.response["type"] == "error"
+            with pytest.raises(WebSocketToolError) as raised:
+                await tools.call("query", query="{ broken }")
+            assert raised.value.response["payload"]["errors"][0]["message"] == "it is broken"
+            with pytest.raises(WebSocketToolError):
+                await tools.call("subscribe", query="subscription { noSuchField }")
+            assert await tools.call("query", query="{ nothing }") == {"nothing": None}
+
+
+async def test_a_refused_login_closes_the_connection_with_the_reason(server: NodeServer) -> None:
+    with anyio.fail_after(20):
+        async with tools_of(server, TOKEN="wrong") as tools:
+            with pytest.raises(WebSocketClosedError) as raised:
+                await tools.call("query", query="{ nothing }")
+    assert (raised.value.code, raised.value.reason) == (4403, "Forbidden")
