@@ -166,6 +166,9 @@ def matches(filter_: Any, data: Any, /, **args: Any) -> bool:
         ({"$or": [{"a": 1}, {"a": 2}], "b": 1}, {"b": 1}, False),
         ({"a": {"$any": True, "b": 1}}, {"a": {"b": 1}}, True),
         ({"a": {"$any": True, "b": 1}}, {"a": {"b": 2}}, False),
+        ({"a": {"$regex": "^a", "$in": ["ab", "b"]}}, {"a": "ab"}, True),
+        ({"a": {"$regex": "^a", "$in": ["ab", "b"]}}, {"a": "b"}, False),
+        ({"a": {"$regex": "^a", "$in": ["ab", "b"]}}, {"a": "ac"}, False),
         # $text, $hex
         ({"$text": "2"}, "2", True),
         ({"$text": "2"}, "22", False),
