@@ -7,23 +7,23 @@ goes away they are cancelled.
 
 from __future__ import annotations
 
-import collections.abc
 import inspect
 import json
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints, overload
+from typing import Any, TypeVar, overload
 
 import trio
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
-from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, WebSocketRequest, serve_websocket
-from typing_extensions import NotRequired, Required, TypedDict
+from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_server_stream
 from utcp.python_specific_tooling.version import __version__ as utcp_version
+
+from .schemas import inputs_of, outputs_of
 
 __all__ = ["ToolServer"]
 
@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_HANDSHAKE_TIME = 10.0
 _CLOSING_TIME = 2.0
 _DISCOVERY_TYPES = ("utcp", "discover")
 
@@ -117,7 +118,7 @@ class ToolServer:
         *,
         name: str | None = None,
         description: str | None = None,
-        tags: collections.abc.Iterable[str] = (),
+        tags: Iterable[str] = (),
         timeout: float | None = None,
     ) -> Callable[[Function], Function]: ...
 
@@ -127,7 +128,7 @@ class ToolServer:
         *,
         name: str | None = None,
         description: str | None = None,
-        tags: collections.abc.Iterable[str] = (),
+        tags: Iterable[str] = (),
         timeout: float | None = None,
     ) -> Function | Callable[[Function], Function]:
         """Publish a function; also as a decorator, with or without arguments.
@@ -150,7 +151,7 @@ class ToolServer:
         name = name or function.__name__
         if name in self._tools:
             raise ValueError(f"there is a tool named {name!r} already")
-        arguments, inputs = _inputs_of(function, name)
+        arguments, inputs = inputs_of(function, name)
         self._tools[name] = _Tool(
             name=name,
             description=description if description is not None else inspect.getdoc(function) or "",
@@ -158,7 +159,7 @@ class ToolServer:
             function=function,
             arguments=arguments,
             inputs=inputs,
-            outputs=_outputs_of(function),
+            outputs=outputs_of(function),
             timeout=timeout,
         )
         return function
@@ -166,29 +167,23 @@ class ToolServer:
     async def serve(
         self, host: str, port: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve until cancelled. Cancelling it closes every connection (code 1001) and cancels its calls.
+        """Serve until cancelled. Cancelling it cancels the calls and closes the connections (code 1001, within 2 s).
 
         Args:
             host: The address to listen at.
             port: 0: any free one; see `url`.
         """
-        async with trio.open_nursery() as nursery:
-            server = await nursery.start(
-                partial(
-                    serve_websocket,
-                    self._accept,
-                    host,
-                    port,
-                    self._ssl_context,
-                    message_queue_size=self._max_concurrent_calls,
-                    max_message_size=self._max_message_size,
-                    disconnect_timeout=_CLOSING_TIME,
-                )
-            )
-            scheme = "ws" if self._ssl_context is None else "wss"
-            shown = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host  # noqa: S104 - compared
-            self._url = f"{scheme}://{shown}:{server.port}"
-            task_status.started()
+        listeners = await self._listeners(host, port)
+        port = _port(listeners[0])
+        scheme = "ws" if self._ssl_context is None else "wss"
+        shown = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host  # noqa: S104 - compared
+        self._url = f"{scheme}://{shown}:{port}"
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(trio.serve_listeners, self._serve_client, listeners)
+                task_status.started()
+        finally:
+            self._url = None
 
     def manual(self, url: str | None = None) -> dict[str, Any]:
         """The UTCP manual of the tools, as JSON.
@@ -203,15 +198,53 @@ class ToolServer:
             "tools": [_described(tool, url) for tool in self._tools.values()],
         }
 
-    async def _accept(self, request: WebSocketRequest) -> None:
+    async def _listeners(self, host: str, port: int) -> Sequence[trio.abc.Listener[trio.abc.Stream]]:
+        if self._ssl_context is None:
+            return await trio.open_tcp_listeners(port, host=host)
+        return await trio.open_ssl_over_tcp_listeners(port, self._ssl_context, host=host, https_compatible=True)
+
+    async def _serve_client(self, stream: trio.abc.Stream) -> None:
+        """One connection, from its handshake to its end; whatever it does, the others go on."""
         try:
-            connection = await request.accept()
-        except (HandshakeError, ConnectionClosed):
+            async with trio.open_nursery() as nursery:
+                reading = await nursery.start(_keep_reading, nursery.cancel_scope)
+                try:
+                    await self._accept(stream, reading)
+                finally:
+                    reading.cancel_scope.cancel()
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _accept(self, stream: trio.abc.Stream, reading: trio.Nursery) -> None:
+        try:
+            with trio.fail_after(_HANDSHAKE_TIME):
+                request = await wrap_server_stream(
+                    reading,
+                    stream,
+                    message_queue_size=self._max_concurrent_calls,
+                    max_message_size=self._max_message_size,
+                )
+                connection = await request.accept()
+        except (trio.TooSlowError, HandshakeError, ConnectionClosed):
             return
-        host = next((value.decode() for name, value in request.headers if name.lower() == b"host"), None)
+        # Where the client came to, so it can come back: a listener's own address may mean nothing to it. The query may
+        # hold credentials. trio-websocket keeps Host apart from the other headers, and to itself.
         scheme = "ws" if self._ssl_context is None else "wss"
-        session = _Session(self, connection, self.url if host is None else f"{scheme}://{host}{request.path}")
-        await session.run()
+        path = request.path.partition("?")[0]
+        url = f"{scheme}://{request._event.host}{'' if path == '/' else path}"
+        await _Session(self, connection, url).run()
+
+
+async def _keep_reading(client: trio.CancelScope, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    """A nursery for trio-websocket's reader, which the closing handshake of a cancelled server still needs."""
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.shield = True
+            task_status.started(nursery)
+            await trio.sleep_forever()
+    except Exception as error:  # noqa: BLE001 - some clients make it raise; that is the end of their connection only
+        _log.debug("lost a client: %r", error)
+    client.cancel()
 
 
 class _Session:
@@ -229,7 +262,6 @@ class _Session:
                 await self._receive(nursery)
                 nursery.cancel_scope.cancel()
         finally:
-            # trio-websocket waits for the peer's part of the closing handshake; a cancelled server does not.
             with trio.move_on_after(_CLOSING_TIME, shield=True):
                 await self._connection.aclose(1001, "going away")
 
@@ -248,6 +280,8 @@ class _Session:
             await self._handle(message)
         except ConnectionClosed:
             pass
+        except Exception:  # noqa: BLE001 - one request does not end the server
+            _log.exception("a request to server %s failed", self._server.name)
         finally:
             self._slots.release_on_behalf_of(token)
 
@@ -271,21 +305,25 @@ class _Session:
 
     async def _call(self, request: dict[str, Any]) -> None:
         request_id = request.get("request_id")
-        tool = self._server._tools.get(str(request.get("tool_name")))
+        name = request.get("tool_name")
+        tool = self._server._tools.get(name) if isinstance(name, str) else None
         if tool is None:
-            await self._send_error(request_id, f"there is no tool {request.get('tool_name')!r}")
+            await self._send_error(request_id, f"there is no tool {name!r}")
             return
+        given = request.get("arguments")
         try:
-            arguments = tool.arguments.validate_python(request.get("arguments") or {})
+            arguments = tool.arguments.validate_python({} if given is None else given)
         except ValidationError as error:
-            faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+            faults = (
+                ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"]))) for fault in error.errors()
+            )
             await self._send_error(request_id, f"wrong arguments: {'; '.join(faults)}")
             return
         try:
             await self._run(tool, arguments, request_id)
-        except ConnectionClosed:
-            raise
-        except Exception as error:  # noqa: BLE001 - a tool may raise anything; its caller is told
+        except Exception as error:
+            if isinstance(error, ConnectionClosed) and self._connection.closed:
+                raise  # not a connection of the tool's own
             _log.exception("tool %s of server %s failed", tool.name, self._server.name)
             await self._send_error(request_id, f"{type(error).__name__}: {error}")
 
@@ -309,7 +347,14 @@ class _Session:
         await self._send({"type": "tool_error", "request_id": request_id, "error": text})
 
     async def _send(self, message: dict[str, Any]) -> None:
-        await self._connection.send_message(json.dumps(message))
+        await self._connection.send_message(json.dumps(message, allow_nan=False))
+
+
+def _port(listener: trio.abc.Listener[Any]) -> int:
+    tcp = listener.transport_listener if isinstance(listener, trio.SSLListener) else listener
+    assert isinstance(tcp, trio.SocketListener)
+    port: int = tcp.socket.getsockname()[1]
+    return port
 
 
 def _described(tool: _Tool, url: str) -> dict[str, Any]:
@@ -336,39 +381,3 @@ def _described(tool: _Tool, url: str) -> dict[str, Any]:
         "tags": list(tool.tags),
         "tool_call_template": template,
     }
-
-
-def _inputs_of(function: Callable[..., Any], name: str) -> tuple[TypeAdapter[dict[str, Any]], dict[str, Any]]:
-    """What validates a function's arguments, and their JSON schema."""
-    hints = get_type_hints(function, include_extras=True)
-    fields: dict[str, Any] = {}
-    defaults: dict[str, Any] = {}
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise TypeError(f"{name}: the parameter {parameter.name} cannot be given by name")
-        hint = hints.get(parameter.name, Any)
-        if parameter.default is parameter.empty:
-            fields[parameter.name] = Required[hint]
-        else:
-            fields[parameter.name] = NotRequired[hint]
-            defaults[parameter.name] = to_jsonable_python(parameter.default, fallback=repr)
-    make: Any = TypedDict
-    arguments = make(name, fields)
-    arguments.__pydantic_config__ = {"extra": "forbid"}
-    adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(arguments)
-    schema = adapter.json_schema()
-    for parameter_name, default in defaults.items():
-        schema["properties"][parameter_name]["default"] = default
-    return adapter, schema
-
-
-def _outputs_of(function: Callable[..., Any]) -> dict[str, Any]:
-    hint = get_type_hints(function, include_extras=True).get("return", Any)
-    if inspect.isasyncgenfunction(function) and get_origin(hint) in (
-        collections.abc.AsyncIterator,
-        collections.abc.AsyncGenerator,
-        collections.abc.AsyncIterable,
-        AsyncIterator,
-    ):
-        hint = get_args(hint)[0]
-    return TypeAdapter(hint).json_schema(mode="serialization")
