@@ -18,6 +18,7 @@ from utcp_websocket_anyio.errors import (
     WebSocketTimeoutError,
 )
 from utcp_websocket_anyio.pool import Pool
+from utcp_websocket_anyio.statistics import Tally
 
 pytestmark = pytest.mark.anyio
 
@@ -41,11 +42,19 @@ class FakePlan:
     timeout: float = 5
 
 
+@dataclass
+class FakeWire:
+    bytes_sent: int = 1
+    bytes_received: int = 2
+
+
 class FakeConnection:
     def __init__(self, plan: FakeConnectionPlan) -> None:
         self.plan = plan
+        self.wire = FakeWire()
         self.error: WebSocketError | None = None
         self.retired = False
+        self.why = ""
         self.unanswered = False
         self.quiet = True
         self.on_lost: Any = None
@@ -60,18 +69,18 @@ class FakeConnection:
     def start(self, task_group: Any) -> None:
         pass
 
-    async def settle(self) -> bool:
+    async def settle(self) -> None:
         await checkpoint()
         self.quiet = True
-        return self.usable
 
-    async def aclose(self, why: str) -> None:
-        if self.retired or self.error is not None:
-            return
+    def retire(self, why: str) -> None:
         self.retired = True
+        self.why = why
+
+    async def aclose(self) -> None:
         with anyio.CancelScope(shield=True):
             await self.may_close.wait()
-        self.die(why)
+        self.die(self.why)
 
     def abort(self, why: str) -> None:
         self.retired = True
@@ -113,7 +122,7 @@ class Opener:
 async def pool_with(opener: Opener) -> AsyncIterator[Pool]:
     with anyio.fail_after(10):
         async with anyio.create_task_group() as task_group:
-            pool = Pool(task_group, cast(Any, opener))
+            pool = Pool(task_group, cast(Any, opener), Tally())
             yield pool
             await pool.aclose()
             assert repr(pool) == "<Pool [Connections: 0 open, 0 idle | Calls: 0 waiting]>"

@@ -316,17 +316,21 @@ class Connection:
 
     # The end
 
-    async def aclose(self, why: str) -> None:
-        """Close the connection: farewell, closing handshake, socket. Bounded, and not to be cancelled.
+    def retire(self, why: str) -> None:
+        """Have nobody use the connection any more; `aclose` is to follow.
 
         Who still uses it gets a `WebSocketClosedError` that says `why`.
         """
-        if self.retired or self._error is not None:
-            return
         self.retired = True
         self._lull.nudge()
         self._reason = WebSocketClosedError(why, code=1000, endpoint=self.label)
         self._dismiss(self._reason)
+
+    async def aclose(self) -> None:
+        """Close a retired connection: farewell, closing handshake, socket. Bounded, and not to be cancelled."""
+        if self._error is not None:
+            return
+        assert self._reason is not None
         with anyio.CancelScope(shield=True):
             if self.plan.on_close:
                 with anyio.move_on_after(CLOSING_TIME):

@@ -18,6 +18,7 @@ from .wire import Target, open_wire
 
 if TYPE_CHECKING:
     from .plan import Endpoint, Plan
+    from .statistics import Tally
 
 __all__ = ["Connector"]
 
@@ -32,10 +33,12 @@ class Connector:
 
     Args:
         ssl_context: For every TLS connection, the token endpoint's included; None: the system's trust store.
+        tally: Where further attempts are counted.
     """
 
-    def __init__(self, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, ssl_context: ssl.SSLContext | None, tally: Tally) -> None:
         self.ssl_context = ssl_context
+        self._tally = tally
         self._tokens = TokenCache()
 
     async def connect(self, endpoint: Endpoint, plan: Plan) -> Connection:
@@ -61,6 +64,7 @@ class Connector:
                 if not failure.transient or retries == plan.reconnect_attempts:
                     break
                 retries += 1
+                self._tally.reconnects += 1
                 pause = backoff(retries)
                 _log.info(
                     "connecting again in %.2f s: %s: %s",

@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import copy
 import enum
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Literal
 
 import anyio
 
 from .errors import WebSocketClosedError, WebSocketError, WebSocketTimeoutError
+from .statistics import Statistics
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from .connection import Connection
     from .plan import Endpoint, Plan
+    from .statistics import Tally
 
 __all__ = ["Pool"]
 
@@ -102,11 +104,15 @@ class Pool:
     Args:
         task_group: Where the tasks of the connections run. It belongs to the caller.
         connect: Opens a connection to an endpoint, within the time that the plan allows.
+        tally: Where the bytes of closed connections are counted.
     """
 
-    def __init__(self, task_group: TaskGroup, connect: Callable[[Endpoint, Plan], Awaitable[Connection]]) -> None:
+    def __init__(
+        self, task_group: TaskGroup, connect: Callable[[Endpoint, Plan], Awaitable[Connection]], tally: Tally
+    ) -> None:
         self._task_group = task_group
         self._connect = connect
+        self._tally = tally
         self._sites: dict[Endpoint, _Site] = {}
         self._later: deque[Callable[[], None]] = deque()
         self._closed = False
@@ -117,6 +123,24 @@ class Pool:
         idle = sum(len(site.idle) for site in sites)
         waiting = sum(len(site.waiters) for site in sites)
         return f"<Pool [Connections: {connections} open, {idle} idle | Calls: {waiting} waiting]>"
+
+    def statistics(self) -> Statistics:
+        """The pool's part of the statistics, and what was counted so far."""
+        sites = self._sites.values()
+        connections = [connection for site in sites for connection in site.connections]
+        states = Counter(connection.state for connection in connections)
+        return Statistics(
+            opening=sum(len(site.opening) for site in sites),
+            idle=states["idle"],
+            active=states["active"],
+            closing=states["closing"],
+            waiting=sum(len(site.waiters) for site in sites),
+            calls=self._tally.calls,
+            errors=self._tally.errors,
+            reconnects=self._tally.reconnects,
+            bytes_sent=self._tally.bytes_sent + sum(connection.wire.bytes_sent for connection in connections),
+            bytes_received=self._tally.bytes_received + sum(c.wire.bytes_received for c in connections),
+        )
 
     def claim(self, endpoint: Endpoint, plan: Plan, *, clean: bool) -> Connection | None:
         """An idle or shared connection that can be used at once, without waiting for anything."""
@@ -176,7 +200,8 @@ class Pool:
     def retire(self, connection: Connection, why: str) -> None:
         """Give up a connection: it is closed in the background and never used again."""
         if connection.error is None and not connection.retired:
-            self._task_group.start_soon(connection.aclose, why)
+            connection.retire(why)
+            self._task_group.start_soon(connection.aclose)
 
     def call_later(self, finish: Callable[[], None]) -> None:
         """Call a function when the pool is next used; for garbage collection, which may run in any thread."""
@@ -303,6 +328,8 @@ class Pool:
 
     def _lost(self, site: _Site, connection: Connection) -> None:
         site.connections.discard(connection)
+        self._tally.bytes_sent += connection.wire.bytes_sent
+        self._tally.bytes_received += connection.wire.bytes_received
         if connection in site.idle:
             site.idle.remove(connection)
         self._slot_freed(site)

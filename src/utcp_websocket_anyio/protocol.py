@@ -25,10 +25,11 @@ from utcp.interfaces.communication_protocol import CommunicationProtocol
 from .call_template import WebSocketCallTemplate
 from .connector import Connector
 from .discovery import discover
-from .errors import MissingArgumentError
+from .errors import MissingArgumentError, WebSocketError
 from .exchange import Exchange
 from .pool import Pool
 from .request import Request, prepare
+from .statistics import Statistics, Tally
 from .stream import ResponseStream
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
     """
 
     def __init__(self, *, ssl_context: ssl.SSLContext | None = None) -> None:
-        self._connector = Connector(ssl_context)
+        self._tally = Tally()
+        self._connector = Connector(ssl_context, self._tally)
         self._pool: Pool | None = None
         self._token: object = None
         self._closed = False
@@ -87,7 +89,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         """The one task group of this object, with the pool in it."""
         failure: BaseException | None = None
         async with anyio.create_task_group() as task_group:
-            self._pool = pool = Pool(task_group, self._connector.connect)
+            self._pool = pool = Pool(task_group, self._connector.connect, self._tally)
             try:
                 yield
                 self._closed = True
@@ -156,6 +158,12 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         self._dismissed.set()
         await asyncio.wait([self._host])
 
+    def statistics(self) -> Statistics:
+        """What this object has and has done so far."""
+        if self._pool is None:
+            return Statistics(calls=self._tally.calls, errors=self._tally.errors)
+        return self._pool.statistics()
+
     # UTCP's interface
 
     async def register_manual(
@@ -216,8 +224,12 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
             ValueError: An argument cannot be put into the template.
             WebSocketError: Any other failure.
         """
-        exchange = await self._exchange_for(caller, tool_name, tool_args, tool_call_template, streaming=False)
-        return await exchange.collect()
+        try:
+            exchange = await self._exchange_for(caller, tool_name, tool_args, tool_call_template, streaming=False)
+            return await exchange.collect()
+        except WebSocketError as error:
+            self._tally.failed(error)
+            raise
 
     def call_tool_streaming(  # type: ignore[override]
         self,
@@ -235,7 +247,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         async def start() -> Exchange:
             return await self._exchange_for(caller, tool_name, tool_args, tool_call_template, streaming=True)
 
-        return ResponseStream(start)
+        return ResponseStream(start, self._tally.failed)
 
     async def _exchange_for(
         self,
@@ -248,6 +260,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
     ) -> Exchange:
         template = _websocket(tool_call_template)
         plan = template.plan
+        self._tally.calls += 1
         pool = self._pool
         if pool is None or self._closed or anyio.lowlevel.current_token() != self._token:
             pool = await self._running_pool()

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
+from .errors import WebSocketError
 from .exchange import Exchange
 from .verdict import END, SKIP
 
@@ -21,10 +22,17 @@ class ResponseStream(AsyncGenerator[Any, None]):
     it is garbage collected, and it can hold no cancel scope open across a ``yield``.
 
     Cancelling `__anext__` ends the stream.
+
+    Args:
+        start: Prepares the exchange, at the first step.
+        failed: Told of the error that ends the stream.
     """
 
-    def __init__(self, start: Callable[[], Awaitable[Exchange]]) -> None:
+    def __init__(
+        self, start: Callable[[], Awaitable[Exchange]], failed: Callable[[WebSocketError], None] = lambda error: None
+    ) -> None:
         self._start: Callable[[], Awaitable[Exchange]] | None = start
+        self._failed = failed
         self._exchange: Exchange | None = None
         self._running = False
         self._thread = threading.get_ident()
@@ -41,6 +49,9 @@ class ResponseStream(AsyncGenerator[Any, None]):
                     response = await self._exchange.next()
             elif self._start is not None:
                 response = await self._first()
+        except WebSocketError as error:
+            self._failed(error)
+            raise
         finally:
             self._running = False
             # END is also what an error or a cancellation leaves behind.

@@ -149,6 +149,11 @@ async def open_wire(target: Target) -> Wire:
     return await _asyncio.open_wire(target)
 
 
+def size_of(message: str | bytes) -> int:
+    """The length of a message's payload in bytes."""
+    return len(message) if isinstance(message, bytes) or message.isascii() else len(message.encode())
+
+
 class Readable:
     """Whether a socket has something to read, for a system call and nothing else."""
 

@@ -19,7 +19,7 @@ import anyio
 from ..errors import WebSocketClosedError, WebSocketError
 from ..security import split_address
 from ..tls import default_context
-from . import CLOSING_TIME, Readable, Target, Wire
+from . import CLOSING_TIME, Readable, Target, Wire, size_of
 from ._faults import connection_failure
 from ._session import Session
 
@@ -113,7 +113,7 @@ class PushedWire(Wire):
     async def send(self, data: str | bytes) -> None:
         self._check_open()
         self._send_message(data)
-        self.bytes_sent += len(data)
+        self.bytes_sent += size_of(data)
         while self._writable is not None and self.closed is None:
             await asyncio.shield(self._writable)
 
@@ -129,7 +129,7 @@ class PushedWire(Wire):
                 self._arrival = None
         message = self._queue.popleft()
         self._queued -= len(message)
-        self.bytes_received += len(message)
+        self.bytes_received += size_of(message)
         if self._paused and not self._queue:
             self._resume()
         return message

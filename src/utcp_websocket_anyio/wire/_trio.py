@@ -21,7 +21,7 @@ import trio
 from ..errors import WebSocketClosedError, WebSocketError
 from ..security import split_address
 from ..tls import default_context
-from . import CLOSING_TIME, Readable, Target, Wire
+from . import CLOSING_TIME, Readable, Target, Wire, size_of
 from ._faults import connection_failure
 from ._session import Session
 
@@ -176,7 +176,7 @@ class TrioWire(Wire):
     async def send(self, data: str | bytes) -> None:
         self._check_open()
         await self._write(self._session.message(data))
-        self.bytes_sent += len(data)
+        self.bytes_sent += size_of(data)
 
     async def receive(self) -> str | bytes:
         if self._reading:
@@ -186,7 +186,7 @@ class TrioWire(Wire):
             self._check_open()
             await self._read()
         message = session.messages.popleft()
-        self.bytes_received += len(message)
+        self.bytes_received += size_of(message)
         if session.closed is not None and self.closed is None:
             self._end(session.closed)
         return message
