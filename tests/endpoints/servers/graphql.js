@@ -1,10 +1,13 @@
 // graphql-ws over ws, with a schema that has a bit of everything. Prints its port when it can be used.
 
+import { EventEmitter, once } from "node:events";
 import { GraphQLError, GraphQLInt, GraphQLNonNull, GraphQLObjectType, GraphQLSchema, GraphQLString } from "graphql";
 import { useServer } from "graphql-ws/use/ws";
 import { WebSocketServer } from "ws";
 
 const [token] = process.argv.slice(2);
+const greetings = new EventEmitter();
+const greeted = new Set();
 const pongs = new WeakMap();
 let connections = 0;
 let counting = 0;
@@ -29,9 +32,11 @@ const schema = new GraphQLSchema({
     fields: {
       hello: {
         type: GraphQLString,
-        args: { name: required(GraphQLString), pause: { type: GraphQLInt, defaultValue: 0 } },
-        resolve: async (_, { name, pause }) => {
-          await new Promise((resolve) => setTimeout(resolve, pause));
+        args: { name: required(GraphQLString), after: { type: GraphQLString } },
+        resolve: async (_, { name, after }) => {
+          if (after && !greeted.has(after)) await once(greetings, after);
+          greeted.add(name);
+          setImmediate(() => greetings.emit(name));
           return `Hello ${name}`;
         },
       },

@@ -38,7 +38,7 @@ def socketio(installed: Path, folder: Path) -> Iterator[NodeServer]:
 
 @contextmanager
 def _running(script: str, installed: Path, folder: Path) -> Iterator[NodeServer]:
-    token = 'a "quoted" token'
+    token = "a token: with {braces} & signs"
     log = folder / "server.log"
     command = [*node_script(script, installed), token]
     with running(command, folder=folder, ready=lambda: _PORT.search(log.read_text()) is not None):
