@@ -217,6 +217,7 @@ async def test_formats_give_text_bytes_or_json() -> None:
         assert await say('{"a": "1"}', result={"path": "a"}, response_format="text") == "1"
         assert await say("42[1, 2]", result={"after": "42", "path": "1"}) == 2
         assert await say("price=17 EUR", result={"regex": r"price=(\d+)"}) == "17"
+        assert await say('430[{"a": 1}]', result={"regex": r"430(.*)"}, response_format="json") == [{"a": 1}]
         for unreadable in ({"response_format": "json"}, {"result": {"path": "a.b"}}, {"result": {"regex": "(z)"}}):
             with pytest.raises(WebSocketProtocolError):
                 await say("x", **unreadable)

@@ -276,3 +276,24 @@ async def test_steps_before_a_request_do_not_take_other_calls_answers() -> None:
             for n in range(20):
                 task_group.start_soon(call, n)
         assert answers == {n: f"t-ticket for {n}" for n in range(20)}
+
+
+@pytest.mark.parametrize("listen_only", [False, True], ids=["request", "listen_only"])
+async def test_a_last_step_that_only_sends_loses_nothing_that_comes_after_it(listen_only: bool) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        note = await peer.receive_json()
+        if listen_only:
+            await peer.send({"id": "sub", "result": 1})
+            await peer.send({"id": "sub", "result": 2})
+        else:
+            request = await peer.receive_json()
+            await peer.send({"id": request["id"], "result": note["note"]})
+
+    async with entered() as protocol, peer(script) as url:
+        fields: dict[str, Any] = {"before": [{"send": {"note": "{{args.method}}"}}]}
+        if listen_only:
+            fields |= {"message": None, "listen_only": True, "message_filter": {"id": "sub"}, "error_filter": None}
+            fields |= {"expected_responses": 2}
+        answer = await protocol.call_tool(None, "manual.t", {"method": "m"}, rpc(url, **fields))
+        assert answer == ([1, 2] if listen_only else "m")

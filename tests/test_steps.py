@@ -291,3 +291,33 @@ async def test_without_a_completed_login_there_is_no_farewell() -> None:
             )
         await done.wait()
     assert heard == []
+
+
+async def test_a_reply_that_cannot_be_made_of_what_was_captured_fails_the_connection_and_nothing_else() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.send({"type": "ping"})
+        await peer.send({"ok": True, "s": 1})
+        await peer.send(await peer.receive())
+
+    early = {
+        "on_connect": [{"expect": {"ok": True}, "capture": {"s": {"path": "s"}}}],
+        "auto_reply": [{"match": {"type": "ping"}, "reply": {"s": "{{captured.s}}"}}],
+    }
+    async with entered() as protocol, peer(script) as url:
+        with pytest.raises(WebSocketProtocolError, match="captured as 's'"):
+            await protocol.call_tool(None, "manual.t", {}, template(url, **early, message="x"))
+        assert await protocol.call_tool(
+            None, "manual.t", {}, template(url, on_connect=early["on_connect"], message="x")
+        )
+
+
+async def test_a_rejection_counts_before_an_expectation() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.send({"id": 1, "error": "no"})
+
+    both = [{"expect": {"id": 1}, "reject": {"error": {"$any": True}}}]
+    async with entered() as protocol, peer(script) as url:
+        with pytest.raises(WebSocketAuthError):
+            await protocol.call_tool(None, "manual.t", {}, template(url, on_connect=both, message="x"))

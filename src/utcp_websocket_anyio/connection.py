@@ -152,9 +152,7 @@ class Connection:
             WebSocketProtocolError: The peer broke the protocol.
         """
         while True:
-            if self._inbox:
-                message = self.receive_nowait()
-                assert message is not None
+            if (message := self.receive_nowait()) is not None:
                 return message
             if self._error is not None:
                 raise copy.copy(self._error)
@@ -241,7 +239,7 @@ class Connection:
                 if not automatic.match.matches(message, self._values):
                     continue
                 capture(automatic.capture, message, self.captured)
-            reply = automatic.reply.encode(self._own_values())
+                reply = automatic.reply.encode(self._own_values())
             if self._is_shared:
                 self.post(reply)
             else:
@@ -352,7 +350,7 @@ class Connection:
     async def _say_farewell(self) -> None:
         try:
             await self._converse(self.plan.on_close, "on_close")
-        except (WebSocketError, ValueError) as error:
+        except WebSocketError as error:
             _log.debug("farewell cut short: %s: %s", self.label, type(error).__name__)
 
     def _dismiss(self, error: WebSocketError) -> None:

@@ -46,7 +46,9 @@ async def converse(
         stand_for = values()
         waiting(step, stand_for)
         if step.send is not None:
-            await send(step.send.encode(stand_for))
+            with response_faults(label):
+                data = step.send.encode(stand_for)
+            await send(data)
         if step.expect is None:
             continue
         while True:
@@ -71,10 +73,15 @@ def capture(extractions: Mapping[str, Extraction], message: Message, captured: M
 
 @contextmanager
 def response_faults(label: str) -> Iterator[None]:
-    """Turn what is wrong with a message into the caller's error, without the library errors behind it."""
+    """Turn what is wrong with a message, or with what was captured from one, into the caller's error.
+
+    Nothing of the original error is behind it.
+    """
     try:
         yield
-    except ResponseError as error:
+    except WebSocketError:
+        raise
+    except (ResponseError, ValueError) as error:
         fault = str(error)
     else:
         return

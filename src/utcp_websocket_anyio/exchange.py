@@ -201,6 +201,7 @@ class Exchange:
     async def _post(self, connection: Connection) -> None:
         """Begin on a shared connection: join before the request can be answered."""
         connection.leave(self)
+        self._step = None
         if self._plan.correlation is not None:
             path, value = self._plan.correlation
             self.correlation = path, value.render(self._values)
@@ -220,7 +221,9 @@ class Exchange:
         if self._request.frame is not None:
             return self._request.frame
         assert self._plan.message is not None
-        return self._plan.message.encode(self._values)
+        # Its arguments have been tried; what else is in it was captured.
+        with response_faults(self._endpoint.label):
+            return self._plan.message.encode(self._values)
 
     async def _converse(self, connection: Connection) -> None:
         if self._shared:
@@ -353,8 +356,7 @@ class Exchange:
         if self._step is None:
             return self._judge(message) if self._listening else SKIP
         step, values = self._step
-        if step.expect is None:
-            return SKIP
+        assert step.expect is not None
         if not (step.expect.matches(message, values) or (step.reject and step.reject.matches(message, values))):
             return SKIP
         # From here on the next message may already be one of the exchange's.
@@ -363,7 +365,8 @@ class Exchange:
         return message
 
     def _wait_for_step(self, step: Step, values: Values) -> None:
-        self._step = (step, values)
+        self._step = None if step.expect is None else (step, values)
+        self._listening = self._plan.listen_only and step.expect is None and step is self._plan.before[-1]
 
     def _put(self, verdict: Any, size: int = 0) -> None:
         self._queue.append((verdict, size))

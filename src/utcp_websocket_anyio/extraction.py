@@ -13,12 +13,17 @@ __all__ = ["Extraction", "compile_extraction"]
 
 
 class Extraction:
-    """Which part of a message is meant."""
+    """Which part of a message is meant.
 
-    __slots__ = ("_extract",)
+    Attributes:
+        is_text: Whether it always is text; otherwise it is a JSON value.
+    """
 
-    def __init__(self, extract: Callable[[Message], Any]) -> None:
+    __slots__ = ("_extract", "is_text")
+
+    def __init__(self, extract: Callable[[Message], Any], *, is_text: bool) -> None:
         self._extract = extract
+        self.is_text = is_text
 
     def extract(self, message: Message) -> Any:
         """The part of the message.
@@ -45,9 +50,9 @@ def compile_extraction(value: Any, where: str) -> Extraction:
         pattern = compile_pattern(value["regex"], f"{where}.regex")
         if pattern.groups < 1:
             raise ValueError(f"{where}.regex: needs a group, in parentheses, for the part that is meant")
-        return Extraction(functools.partial(_extract_group, pattern, where))
+        return Extraction(functools.partial(_extract_group, pattern, where), is_text=True)
     path = [step for step in value.get("path", "").split(".") if step]
-    return Extraction(functools.partial(_extract_path, value.get("after", ""), path, where))
+    return Extraction(functools.partial(_extract_path, value.get("after", ""), path, where), is_text=False)
 
 
 def _extract_group(pattern: Pattern, where: str, message: Message) -> Any:

@@ -62,7 +62,8 @@ class Judge:
         if plan.message_filter is not None and not plan.message_filter.matches(message, values):
             return SKIP
         if plan.result is not None:
-            return plan.result.extract(message)
+            part = plan.result.extract(message)
+            return Message(part).json() if plan.result.is_text and plan.response_format == "json" else part
         if plan.response_format == "raw":
             return message.data
         envelope = _envelope(message)
