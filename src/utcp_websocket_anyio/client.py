@@ -121,89 +121,72 @@ class AnyioUtcpClient(UtcpClientImplementation):
         if library != "asyncio":
             raise RuntimeError(f"on {library} a client needs a block to live in: use 'async with open_client(config)'")
         client = cls(await load_config(config), DefaultVariableSubstitutor(), _directory(root_dir))
-        await client._set_up(AsyncExitStack(), enter=False)
+        registered: list[str] = []
+        try:
+            client._adopt_factory_protocols()
+            await client._set_up(registered)
+        except BaseException:
+            await client._undo(registered)
+            raise
         return client
 
     async def close(self) -> None:
         """Close every protocol that this client created. Shared ones, which plugins register as instances, stay open.
 
-        Leaving the block of `open_client` does it.
+        Leaving the block of `open_client` does it, unless it was done before.
 
         Raises:
             UtcpProtocolCloseError: Some failed to; all were asked.
         """
-        await super().close()
         self._closed = True
+        await super().close()
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[None]:
-        async with AsyncExitStack() as entered:
-            await self._set_up(entered, enter=True)
-            try:
-                yield
-            except BaseException:
-                if not self._closed:
-                    await self._abandon()
-                raise
-            if not self._closed:
-                await self.close()
-
-    async def _set_up(self, entered: AsyncExitStack, *, enter: bool) -> None:
-        """Create the protocols, resolve the configuration's own variables, register its manuals; or leave nothing."""
         registered: list[str] = []
         try:
-            self._adopt_factory_protocols()
-            if enter:
+            async with AsyncExitStack() as entered:
+                self._adopt_factory_protocols()
                 for protocol in self._owned_comm_protocols:
                     if isinstance(protocol, WebSocketCommunicationProtocol):
                         await entered.enter_async_context(protocol)
-            if self.config.variables:
-                others = self.config.model_copy(update={"variables": None})
-                self.config.variables = self.variable_substitutor.substitute(self.config.variables, others)
-            for result in await self._register_each(self.config.manual_call_templates, registered):
-                if isinstance(result, BaseException):
-                    raise result
+                await self._set_up(registered)
+                registered.clear()
+                yield
+                if not self._closed:
+                    await self.close()
         except BaseException:
+            # What was entered has aborted its connections by now, so this waits for other plugins only.
             await self._undo(registered)
-            if enter:
-                await self._abandon()
-            else:
-                await self._close_within_reason(self._owned_comm_protocols)
             raise
 
+    async def _set_up(self, registered: list[str]) -> None:
+        """Resolve the configuration's own variables and register its manuals, noting those that are."""
+        if self.config.variables:
+            others = self.config.model_copy(update={"variables": None})
+            self.config.variables = self.variable_substitutor.substitute(self.config.variables, others)
+        for result in await self._register_each(self.config.manual_call_templates, registered):
+            if isinstance(result, BaseException):
+                raise result
+
     async def _undo(self, registered: list[str]) -> None:
-        """Remove these manuals, from a repository that others may share."""
+        """Clean up after a failure, which stays the error that the caller sees."""
+        # The repository may be shared, so these manuals have to go.
         with anyio.move_on_after(_CLEAN_UP_TIME, shield=True):
-            for name, result in zip(
-                registered, await _settle([partial(self.deregister_manual, name) for name in registered]), strict=True
-            ):
+            results = await _settle([partial(self.deregister_manual, name) for name in registered])
+            for name, result in zip(registered, results, strict=True):
                 if isinstance(result, BaseException):
                     _log.error("the manual %s of a failed client could not be removed: %s", name, _describe(result))
-
-    async def _abandon(self) -> None:
-        """Close the protocols but those that are entered, which abort when their block is left with an error."""
-        await self._close_within_reason(
-            [
-                protocol
-                for protocol in self._owned_comm_protocols
-                if not isinstance(protocol, WebSocketCommunicationProtocol)
-            ]
-        )
-
-    async def _close_within_reason(self, protocols: Sequence[CommunicationProtocol]) -> None:
-        with anyio.move_on_after(_CLEAN_UP_TIME, shield=True):
-            try:
-                await self._close_each(protocols)
-            except UtcpProtocolCloseError as error:
-                # The caller sees the error that this is the clean-up of.
-                _log.error("the protocols of a failed client could not all be closed: %s", _describe(error))
+        if not self._closed:
+            with anyio.move_on_after(_CLEAN_UP_TIME, shield=True):
+                try:
+                    await self.close()
+                except UtcpProtocolCloseError as error:
+                    _log.error("the protocols of a failed client could not all be closed: %s", _describe(error))
 
     async def _close_owned_protocols(self) -> None:
-        await self._close_each(self._owned_comm_protocols)
-
-    @staticmethod
-    async def _close_each(protocols: Sequence[CommunicationProtocol]) -> None:
-        results = await _settle([protocol.close for protocol in protocols])
+        owned = self._own_comm_protocols_by_type
+        results = await _settle([_surrounded(protocol, kind).close for kind, protocol in owned.items()])
         failures = [result for result in results if isinstance(result, BaseException)]
         if failures:
             raise UtcpProtocolCloseError(failures, len(results))
@@ -242,10 +225,7 @@ class AnyioUtcpClient(UtcpClientImplementation):
         return await super().deregister_manual(manual_name)
 
     def _protocol_for(self, call_template_type: str) -> CommunicationProtocol:
-        protocol = super()._protocol_for(call_template_type)
-        if isinstance(protocol, WebSocketCommunicationProtocol):
-            return protocol
-        return ForeignProtocol(protocol, call_template_type)
+        return _surrounded(super()._protocol_for(call_template_type), call_template_type)
 
     # Calls
 
@@ -369,12 +349,20 @@ async def _settle(calls: Sequence[Callable[[], Awaitable[Result]]]) -> list[Resu
     return results
 
 
+def _surrounded(protocol: CommunicationProtocol, call_template_type: str) -> CommunicationProtocol:
+    if isinstance(protocol, WebSocketCommunicationProtocol):
+        return protocol
+    return ForeignProtocol(protocol, call_template_type)
+
+
 def _directory(root_dir: str | os.PathLike[str] | None) -> str:
     return str(Path.cwd()) if root_dir is None else os.fspath(root_dir)
 
 
 def _describe(error: BaseException) -> str:
     """An error for the log. What is shown of others may hold what they were given, secrets included."""
+    if isinstance(error, UtcpProtocolCloseError):
+        return "; ".join(map(_describe, error.failures))
     kind = type(error).__name__
     shown = isinstance(error, (WebSocketError, OSError, RuntimeError, ValueError))
     if not shown or isinstance(error, (ValidationError, UtcpSerializerValidationError)):

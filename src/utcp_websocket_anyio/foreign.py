@@ -6,6 +6,7 @@ declare are arguments, and a remote manual names no loopback address. And on tri
 
 from __future__ import annotations
 
+import logging
 import types
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from utcp.utcp_client import UtcpClient
 
 __all__ = ["ForeignProtocol"]
+
+_log = logging.getLogger(__name__)
 
 # What asyncio says outside of its loop, and trio when it is handed one of asyncio's futures.
 _SYMPTOMS = ("no running event loop", "no current event loop", "unrecognized yield message")
@@ -87,12 +90,14 @@ class ForeignProtocol(CommunicationProtocol):
         try:
             await self._protocol.close()
         except Exception as error:
-            self.explain(error)
-            raise
+            if not _lacks_asyncio(error):
+                raise
+            # It could not have opened anything here, so there is nothing to close.
+            _log.debug("the %r protocol, which needs asyncio, was not closed", self._type)
 
     def explain(self, error: Exception) -> None:
         """Raise an error that names the protocol, if `error` is what the absence of asyncio makes of it."""
-        if sniffio.current_async_library() != "asyncio" and _comes_from_asyncio(error):
+        if _lacks_asyncio(error):
             raise RuntimeError(self._needs_asyncio) from error
 
     @property
@@ -121,8 +126,10 @@ def _is_symptom(text: str) -> bool:
     return any(symptom in text for symptom in _SYMPTOMS)
 
 
-def _comes_from_asyncio(error: BaseException) -> bool:
+def _lacks_asyncio(error: BaseException) -> bool:
     """Whether an error, or one that it was made of, was raised for want of asyncio's loop."""
+    if sniffio.current_async_library() == "asyncio":
+        return False
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
