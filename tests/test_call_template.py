@@ -766,6 +766,7 @@ def test_the_cache_of_plans_is_bounded_and_keeps_what_is_used(monkeypatch: pytes
     template(message="a")
     assert template(message="used").plan is used
     forgotten = template(message="b").plan
+    assert template(message="b").plan is forgotten
     assert template(message="used").plan is used
     assert len(call_template._PLANS) == 2
     template(message="c")
