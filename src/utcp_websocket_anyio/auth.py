@@ -157,7 +157,7 @@ def _api_key(auth: ApiKeyAuth) -> Credentials:
         if not auth.var_name or not (_is_text(auth.var_name) and _is_text(auth.api_key)):
             raise WebSocketSecurityError("auth: name or value of the API key cannot be in a URL")
         return Credentials(query=((auth.var_name, auth.api_key),))
-    check_header(auth.var_name, "")
+    _check_header(auth.var_name, "")
     if not _COOKIE_VALUE.fullmatch(auth.api_key):
         raise WebSocketSecurityError("auth: the API key holds characters that a cookie cannot (RFC 6265)")
     return Credentials(headers=(("Cookie", f"{auth.var_name}={auth.api_key}"),))
@@ -170,8 +170,18 @@ def _join_cookies(existing: Iterable[str], cookie: str) -> str:
 
 
 def _header(name: str, value: str) -> Credentials:
-    check_header(name, value)
+    _check_header(name, value)
     return Credentials(headers=((name, value),))
+
+
+def _check_header(name: str, value: str) -> None:
+    try:
+        check_header(name, value)
+    except WebSocketSecurityError as error:
+        fault = str(error)
+    else:
+        return
+    raise WebSocketSecurityError(f"auth: {fault}")
 
 
 def _basic(username: str, password: str) -> str:
