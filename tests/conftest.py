@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 import trio.testing
 from utcp.data.call_template import CallTemplateSerializer
@@ -14,6 +15,10 @@ from utcp.interfaces.communication_protocol import CommunicationProtocol
 from utcp.plugins.plugin_loader import ensure_plugins_initialized
 
 ensure_plugins_initialized()
+
+# How long an example takes says nothing on a machine that does other things, too.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 BACKENDS = [pytest.param(("asyncio", {"debug": True}), id="asyncio"), pytest.param(("trio", {}), id="trio")]
 if importlib.util.find_spec("uvloop") is not None:

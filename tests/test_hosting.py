@@ -158,6 +158,28 @@ async def test_a_cancelled_close_goes_on_closing() -> None:
             await until_closed(protocol)
 
 
+async def test_close_cancelled_at_any_step_goes_on_closing() -> None:
+    async def use(url: str, turns: int) -> bool:
+        protocol = WebSocketCommunicationProtocol()
+        await protocol.call_tool(None, "manual.t", {}, template(url, message="x"))
+        closing = asyncio.create_task(protocol.close())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        was_cancelled = closing.cancel()
+        await asyncio.wait([closing])
+        await until_closed(protocol)
+        statistics = protocol.statistics()
+        assert (statistics.idle, statistics.active, statistics.closing) == (0, 0, 0)
+        return was_cancelled
+
+    with anyio.fail_after(30):
+        async with echo_server() as url:
+            turns = 0
+            while await use(url, turns):
+                turns += 1
+            assert turns > 2
+
+
 async def test_an_error_is_no_group_and_leaves_the_host_alive() -> None:
     protocol = WebSocketCommunicationProtocol()
     with anyio.fail_after(20):
