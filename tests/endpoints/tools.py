@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import anyio
 import sniffio
 from utcp.data.call_template import CallTemplate
 from utcp.data.utcp_client_config import UtcpClientConfig
@@ -43,7 +44,8 @@ async def open_tools(manual: str, variables: Mapping[str, object]) -> AsyncItera
         try:
             yield _OfClient(client, manual)
         finally:
-            await client.close()
+            with anyio.move_on_after(10, shield=True):
+                await client.close()
     else:
         config = UtcpClientConfig(variables=named)
         resolved = DefaultVariableSubstitutor().substitute(template, config, manual)
