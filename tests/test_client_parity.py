@@ -14,6 +14,7 @@ import pytest
 from fakes import WEBSOCKET, FakeProtocol, config, install, manual
 from utcp.data.call_template import CallTemplate, CallTemplateSerializer
 from utcp.implementations import utcp_client_implementation
+from utcp.implementations.default_variable_substitutor import DefaultVariableSubstitutor
 from utcp.implementations.in_mem_tool_repository import InMemToolRepository
 from utcp.implementations.utcp_client_implementation import UtcpClientImplementation
 from utcp.interfaces.concurrent_tool_repository import ConcurrentToolRepository
@@ -231,10 +232,9 @@ async def fail_bad(what: str) -> None:
 def with_stock(given: Any, scenario: Scenario) -> Any:
     async def run() -> Any:
         client = await UtcpClient.create(config=given)
-        try:
-            return await scenario(client)
-        finally:
-            await client.close()
+        result = await scenario(client)
+        await client.close()
+        return result
 
     return recorded(run, "asyncio")
 
@@ -358,7 +358,7 @@ def test_the_repositories_hold_the_same(backend: str) -> None:
 
 
 # What is replaced, and what it was written against. When core changes one of these, compare it with what stands in its
-# place in client.py and repository.py, and only then note its new digest here.
+# place in client.py, resolution.py and repository.py, and only then note its new digest here.
 
 REPLACED = {
     UtcpClientImplementation: {
@@ -375,6 +375,7 @@ REPLACED = {
         "call_tool_streaming": "fc6a2a30e613dffe",
         "_substitute_call_template_variables": "127483e86cbc823d",
     },
+    DefaultVariableSubstitutor: {"substitute": "ddbe5b264e622891"},
     InMemToolRepository: {
         "__init__": "f45cfdb1f61269bc",
         "save_manual": "d547592746a151e6",

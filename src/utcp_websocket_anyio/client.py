@@ -126,7 +126,7 @@ class AnyioUtcpClient(UtcpClientImplementation):
             client._adopt_factory_protocols()
             await client._set_up(registered)
         except BaseException:
-            await client._undo(registered)
+            await client._undo(registered)  # noqa: ASYNC102 - shields and bounds itself
             raise
         return client
 
@@ -157,7 +157,7 @@ class AnyioUtcpClient(UtcpClientImplementation):
                     await self.close()
         except BaseException:
             # What was entered has aborted its connections by now, so this waits for other plugins only.
-            await self._undo(registered)
+            await self._undo(registered)  # noqa: ASYNC102 - shields and bounds itself
             raise
 
     async def _set_up(self, registered: list[str]) -> None:

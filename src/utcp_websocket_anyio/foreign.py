@@ -81,7 +81,7 @@ class ForeignProtocol(CommunicationProtocol):
     def call_tool_streaming(  # type: ignore[override]
         self, caller: UtcpClient, tool_name: str, tool_args: dict[str, Any], tool_call_template: CallTemplate
     ) -> AsyncGenerator[Any, None]:
-        async def start() -> Any:
+        async def start() -> Any:  # noqa: ASYNC124 - called when the first item is asked for
             return self._protocol.call_tool_streaming(caller, tool_name, tool_args, tool_call_template)
 
         return _ForeignStream(start, self)

@@ -44,7 +44,8 @@ class ToolStream(AsyncGenerator[Any, None]):
         finally:
             self._running = False
             if ended:
-                await self._finish()
+                # As leaving a block with `aclosing` would; a cancellation reaches into it.
+                await self._finish()  # noqa: ASYNC102
 
     async def asend(self, value: Any) -> Any:
         """The next item; a tool takes no values, so `value` must be None."""
