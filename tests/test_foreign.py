@@ -178,7 +178,19 @@ async def test_an_error_that_has_nothing_to_do_with_asyncio_comes_out_as_it_is()
                     await client.register_manual(CallTemplateSerializer().validate_dict(manual()))
 
 
-async def test_what_a_failed_registration_says_is_in_its_result() -> None:
+async def test_an_error_of_a_call_comes_out_as_it_is() -> None:
+    async def fail() -> None:
+        raise LookupError("nobody home")
+
+    install(lambda: NeedsAsyncio("call", fail))
+    with anyio.fail_after(10):
+        async with open_client(config(manual())) as client:
+            with pytest.raises(LookupError, match="nobody home"):
+                await client.call_tool("m.tool", {})
+            assert repr(client._protocol_for("fake")) == "<ForeignProtocol fake: NeedsAsyncio>"
+
+
+async def test_what_a_failed_registration_says_is_in_its_result(caplog: pytest.LogCaptureFixture) -> None:
     async def fail() -> None:
         raise LookupError("nobody home")
 
@@ -188,7 +200,10 @@ async def test_what_a_failed_registration_says_is_in_its_result() -> None:
             result = await client.register_manual(CallTemplateSerializer().validate_dict(manual()))
             assert not result.success
             assert "nobody home" in result.errors[0]
+            [result] = await client.register_manuals([CallTemplateSerializer().validate_dict(manual())])
+            assert "nobody home" in result.errors[0]
             assert await client.config.tool_repository.get_manuals() == []
+    assert "the manual m could not be registered; its result says why" in caplog.text
 
 
 def test_on_asyncio_what_it_does_with_asyncio_works() -> None:
