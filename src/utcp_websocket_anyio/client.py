@@ -92,7 +92,8 @@ class AnyioUtcpClient(UtcpClientImplementation):
     It does what the stock client does, with less work per call. In addition, ``${name}`` in a WebSocket tool's call
     template is an argument where the tool declares that input, whatever the protocol of its manual.
 
-    Cancelling a method ends what it does. A cancelled registration leaves no manual behind.
+    Cancelling a method ends what it does. Of a manual whose registration is cancelled nothing stays; of several, those
+    stay that were registered before.
     """
 
     def __init__(self, config: UtcpClientConfig, variable_substitutor: VariableSubstitutor, root_dir: str) -> None:
