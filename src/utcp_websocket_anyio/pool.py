@@ -304,6 +304,7 @@ class Pool:
         site.opening.add(scope)
         connection: Connection | None = None
         try:
+            self._check_open(site.endpoint)
             with scope:
                 connection = await self._connect(site.endpoint, plan)
             if connection is None or scope.cancel_called:
