@@ -6,6 +6,7 @@ An interpreter that the machine does not have is skipped, and nox says so.
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import nox
@@ -16,6 +17,8 @@ nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+MEASURE = ["--cov", "--cov-report=", "--cov-fail-under=0"]
 PROJECT = nox.project.load_toml("pyproject.toml")
 SOURCES = ["src", "tests", "examples", "noxfile.py"]
 
@@ -52,7 +55,8 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The tests, on asyncio, on asyncio with uvloop, and on trio; every warning is an error."""
     session.install(".", *group("test"))
-    run_tests(session)
+    # Measuring takes as long again as testing, so the interpreter that runs nox does it for all.
+    run_tests(session, *(MEASURE if session.python == HERE else ()))
 
 
 @nox.session(python=PYTHONS[0])
@@ -65,15 +69,16 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """How much of the package the tests reach, on every interpreter that ran them."""
+    """How much of the package the tests reach, branches included, after ``tests`` on the interpreter that runs nox."""
+    if not Path(".coverage").exists():
+        session.skip(f"the tests did not run on Python {HERE}")
     session.install(*group("coverage"))
-    session.run("coverage", "combine")
     session.run("coverage", "report")
 
 
-def run_tests(session: nox.Session) -> None:
-    """All tests, in several processes: most of the time they wait for a clock or a socket."""
+def run_tests(session: nox.Session, *options: str) -> None:
+    """All tests, in several processes: much of the time they wait for a clock or a socket."""
     # The processes have to agree on the names of the tests, some of which show sets.
-    environment = {"COVERAGE_FILE": f".coverage.{session.name}", "PYTHONHASHSEED": "0"}
-    options = ["-n", "4", "--cov", "--cov-report=", "--cov-fail-under=0"]
-    session.run("python", "-X", "dev", "-W", "error", "-m", "pytest", *options, *session.posargs, env=environment)
+    environment = {"PYTHONHASHSEED": "0"}
+    pytest = ["python", "-X", "dev", "-W", "error", "-m", "pytest", "-n", "4"]
+    session.run(*pytest, *options, *session.posargs, env=environment)
