@@ -33,9 +33,12 @@ def debian_program(program: str, package: str) -> str:
     if found is None:
         if shutil.which("apt-get") is None or os.geteuid() != 0:
             raise CannotInstallError(f"{program} is not installed, and installing the package {package} takes root")
-        if not _packages_are_listed(package):
+        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", package]
+        try:
+            _run(install)
+        except CannotInstallError:  # the lists of a new machine are empty or old
             _run(["apt-get", "update", "-qq"])
-        _run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", package])
+            _run(install)
         found = shutil.which(program, path=_SYSTEM_PATH)
     if found is None:
         raise CannotInstallError(f"the package {package} brings no {program}")
@@ -66,11 +69,6 @@ def node_script(name: str, cache: Path) -> list[str]:
     script = folder / name
     shutil.copy(_HERE / name, script)
     return [node, str(script)]
-
-
-def _packages_are_listed(package: str) -> bool:
-    shown = subprocess.run(["apt-cache", "policy", package], capture_output=True, text=True, check=False).stdout
-    return "Candidate:" in shown and "Candidate: (none)" not in shown
 
 
 def _run(command: Sequence[str]) -> None:
