@@ -76,6 +76,16 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "report")
 
 
+@nox.session
+def endpoints(session: nox.Session) -> None:
+    """The manuals of examples/endpoints against the servers they were written for, which are installed here."""
+    session.install(".", *group("test"))
+    # One that cannot be installed is skipped by its tests, which say so.
+    session.install("-r", "tests/endpoints/servers/requirements.txt", success_codes=[0, 1])
+    options = ["-rs", "-o", f"cache_dir={session.create_tmp()}"]
+    session.run("python", "-X", "dev", "-W", "error", "-m", "pytest", *options, "tests/endpoints", *session.posargs)
+
+
 def run_tests(session: nox.Session, *options: str) -> None:
     """All tests, in several processes: much of the time they wait for a clock or a socket."""
     # The processes have to agree on the names of the tests, some of which show sets.

@@ -275,7 +275,11 @@ ENDS_WITHOUT_CLOSE = """
 
 
 @pytest.mark.parametrize("end", ["pass", "raise KeyError"], ids=["returns", "raises"])
-@pytest.mark.parametrize("fields", ["{}", '{"compression": "deflate"}'], ids=["picows", "session"])
+@pytest.mark.parametrize(
+    "fields",
+    ["{}", '{"compression": "deflate"}', '{"on_close": [{"send": "bye", "expect": "never"}]}'],
+    ids=["picows", "session", "farewell"],
+)
 def test_asyncio_run_that_ends_without_close_leaves_nothing_and_says_nothing(end: str, fields: str) -> None:
     source = textwrap.dedent(ENDS_WITHOUT_CLOSE).format(end=end, fields=fields)
     command = [sys.executable, "-X", "dev", "-W", "error", "-c", source]

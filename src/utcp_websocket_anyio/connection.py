@@ -329,12 +329,15 @@ class Connection:
         if self._error is not None:
             return
         assert self._reason is not None
-        with anyio.CancelScope(shield=True):
-            if self.plan.on_close:
-                with anyio.move_on_after(CLOSING_TIME):
-                    await self._say_farewell()
-            await self.wire.close()
-        self._fail(self._reason)
+        try:
+            with anyio.CancelScope(shield=True):
+                if self.plan.on_close:
+                    with anyio.move_on_after(CLOSING_TIME):
+                        await self._say_farewell()
+                await self.wire.close()
+        finally:
+            # The end of asyncio.run cancels without asking anyio's scopes.
+            self._fail(self._reason)
 
     async def wait_closed(self) -> None:
         """Wait until the connection is closed, by whichever side."""
