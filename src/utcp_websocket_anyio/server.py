@@ -235,7 +235,9 @@ class ToolServer:
         await _Session(self, connection, url).run()
 
 
-async def _keep_reading(client: trio.CancelScope, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+async def _keep_reading(  # noqa: ASYNC114 - only ever started in a nursery of its own
+    client: trio.CancelScope, *, task_status: trio.TaskStatus[trio.Nursery]
+) -> None:
     """A nursery for trio-websocket's reader, which the closing handshake of a cancelled server still needs."""
     try:
         async with trio.open_nursery() as nursery:

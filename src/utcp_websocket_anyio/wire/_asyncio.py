@@ -40,7 +40,7 @@ class PushedWire(Wire):
         self._queue: deque[str | bytes] = deque()
         self._queued = 0
         self._paused = False
-        self._resuming = False
+        self._turns = 0
         self._arrival: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._pings: dict[bytes, asyncio.Future[None]] = {}
@@ -76,8 +76,8 @@ class PushedWire(Wire):
         self._queued += len(message)
         if not self._paused and (len(self._queue) >= _QUEUED_MESSAGES or self._queued >= _QUEUED_BYTES):
             self._paused = True
-            assert self._transport is not None
-            self._transport.pause_reading()
+            # Paused while it hands on what it has decrypted, a TLS transport may keep the rest until more arrives.
+            self._loop.call_soon(self._pause)
         self._wake(self._arrival)
 
     def _ponged(self, payload: bytes) -> None:
@@ -106,7 +106,7 @@ class PushedWire(Wire):
     # Wire
 
     def pending(self) -> bool:
-        if self._queue or self.closed is not None or self._resuming or self._is_amid_message():
+        if self._queue or self.closed is not None or self._turns or self._is_amid_message():
             return True
         return self._readable is not None and self._readable()
 
@@ -138,12 +138,22 @@ class PushedWire(Wire):
         self._paused = False
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
-            # A TLS transport hands on what it kept back in one of the next turns of the loop.
-            self._resuming = True
-            self._loop.call_soon(self._loop.call_soon, self._resumed)
+            self._expect_more()
 
-    def _resumed(self) -> None:
-        self._resuming = False
+    def _pause(self) -> None:
+        if self._paused and self._transport is not None and self._transport.is_reading():
+            self._transport.pause_reading()
+
+    def _expect_more(self) -> None:
+        """A TLS transport hands on what it kept back in one of the next turns of the loop; until then it is pending."""
+        if not self._turns:
+            self._loop.call_soon(self._turn)
+        self._turns = 2
+
+    def _turn(self) -> None:
+        self._turns -= 1
+        if self._turns:
+            self._loop.call_soon(self._turn)
 
     async def ping(self) -> None:
         self._check_open()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 from contextlib import suppress
 from typing import Any, cast
 
@@ -45,6 +46,7 @@ class PicowsWire(PushedWire):
         super().__init__(target)
         self._limit = target.max_message_size
         self._socket: picows.WSTransport | None = None
+        self._tls: ssl.SSLObject | None = None
         self._first = _TEXT
         self._fragments: list[bytes] | None = None
         self._size = 0
@@ -58,6 +60,7 @@ class PicowsWire(PushedWire):
     def connected(self, transport: picows.WSTransport) -> None:
         self._socket = transport
         self._connected(transport.underlying_transport)
+        self._tls = transport.underlying_transport.get_extra_info("ssl_object")
 
     def frame(self, frame: picows.WSFrame) -> None:
         """Take in a frame. What it raises would be logged by picows with the frame's content; so it raises nothing."""
@@ -66,6 +69,8 @@ class PicowsWire(PushedWire):
         if frame.rsv1 or frame.rsv2 or frame.rsv3:
             self._break(1002, "reserved bits are set")
             return
+        if self._tls is not None:
+            self._expect_more()
         kind = frame.msg_type
         if kind in (_TEXT, _BINARY):
             if self._fragments is not None:
@@ -150,8 +155,8 @@ class PicowsWire(PushedWire):
     # What the base calls
 
     def _is_amid_message(self) -> bool:
-        # Part of a frame stays with picows, out of sight.
-        return self._fragments is not None
+        # Part of a frame stays with picows, out of sight. What its buffer has no room for stays with TLS.
+        return self._fragments is not None or (self._tls is not None and self._tls.pending() > 0)
 
     def _send_message(self, data: str | bytes) -> None:
         assert self._socket is not None
