@@ -368,7 +368,7 @@ async def test_a_slow_consumer_gets_all_that_tls_has_kept_back(
             async for item in stream:
                 assert int(item) == received
                 received += 1
-                if received % 10 == 0:
+                if received % 50 == 0:
                     await anyio.wait_all_tasks_blocked()
     assert received == 500
 

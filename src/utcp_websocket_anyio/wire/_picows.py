@@ -69,8 +69,6 @@ class PicowsWire(PushedWire):
         if frame.rsv1 or frame.rsv2 or frame.rsv3:
             self._break(1002, "reserved bits are set")
             return
-        if self._tls is not None:
-            self._expect_more()
         kind = frame.msg_type
         if kind in (_TEXT, _BINARY):
             if self._fragments is not None:
