@@ -47,14 +47,14 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Types, ours and those that users see."""
-    session.install(".", *group("types"))
+    session.install(".[cli]", *group("types"))
     session.run("mypy", "src", "tests", "examples")
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The tests, on asyncio, on asyncio with uvloop, and on trio; every warning is an error."""
-    session.install(".", *group("test"))
+    session.install(".[cli]", *group("test"))
     # Measuring takes as long again as testing, so the interpreter that runs nox does it for all.
     run_tests(session, *(MEASURE if session.python == HERE else ()))
 
@@ -62,8 +62,10 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
     """The tests with the lowest version of everything this package depends on."""
-    lowest = [re.sub(r">=\s*([^,;\s]+)", r"==\1", requirement) for requirement in PROJECT["project"]["dependencies"]]
-    session.install(".", *lowest, *group("test"))
+    project = PROJECT["project"]
+    depends = [*project["dependencies"], *project["optional-dependencies"]["cli"]]
+    lowest = [re.sub(r">=\s*([^,;\s]+)", r"==\1", requirement) for requirement in depends]
+    session.install(".[cli]", *lowest, *group("test"))
     run_tests(session)
 
 

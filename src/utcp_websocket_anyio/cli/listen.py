@@ -1,0 +1,235 @@
+"""``utcp-ws listen``: what goes over a connection, for finding out what an endpoint speaks."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any
+
+import anyio
+import click
+
+from ..call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
+from ..connection import Connection
+from ..connector import Connector
+from ..errors import WebSocketClosedError
+from ..request import prepare
+from ..statistics import Tally
+from ..wire import Wire
+from .arguments import read_arguments
+from .calls import pick
+from .failures import Failure, as_failures
+from .options import Pairs, common, parse_auth, parse_headers, parse_variables
+from .output import console, waiting
+from .running import run
+from .source import Access, Source, open_manual, read_source
+
+__all__ = ["listen"]
+
+# What of a call template belongs to the connection. Nothing of a call is sent.
+_CONNECTION = (
+    "name",
+    "url",
+    "auth",
+    "headers",
+    "header_fields",
+    "protocol",
+    "compression",
+    "compression_threshold",
+    "max_message_size",
+    "connection_timeout",
+    "reconnect_attempts",
+    "on_connect",
+    "auto_reply",
+    "on_close",
+)
+_NORMAL = (1000, 1001, 1005)
+_SHOWN_BYTES = 64
+
+Show = Callable[[str, "str | bytes | WebSocketClosedError"], None]
+Found = tuple[WebSocketCallTemplate, dict[str, Any]]
+
+
+@click.command()
+@click.argument("target", metavar="URL|FILE")
+@click.argument("tool_name", metavar="[TOOL]", required=False)
+@click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--send", "messages", multiple=True, metavar="TEXT", help="Send this text first. May be repeated.")
+@click.option("--protocol", help="The subprotocol to offer.")
+@click.option("--count", type=click.IntRange(min=1), help="Stop after so many received messages.")
+@click.option("--for", "seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after so many seconds.")
+@common()
+def listen(
+    target: str,
+    tool_name: str | None,
+    pairs: Pairs,
+    *,
+    messages: Pairs,
+    protocol: str | None,
+    count: int | None,
+    seconds: float | None,
+    backend: str,
+    headers: Pairs,
+    auth: str | None,
+    variables: Pairs,
+    as_json: bool,
+) -> None:
+    """Show the raw messages of a connection, with time and direction, until it is closed or Ctrl-C.
+
+    Of a FILE it uses what belongs to the connection: address, credentials, login (on_connect) and automatic replies; of
+    the manual's own template, or of a TOOL's.
+    """
+    with as_failures(as_json=as_json):
+        access = Access(parse_headers(headers), parse_auth(auth), parse_variables(variables))
+        found: Callable[[], Awaitable[Found]]
+        if tool_name is not None:
+            found = partial(_of_tool, *pick(target, tool_name), access, pairs)
+        else:
+            found = partial(_of_manual, _only(target), access)
+        session = _Session(
+            protocol=protocol,
+            messages=messages,
+            seconds=float("inf") if seconds is None else seconds,
+            count=count,
+            show=_show_json if as_json else _show,
+        )
+        ended = run(partial(_listen, found, session), backend=backend)
+        if ended is not None and ended.code not in _NORMAL:
+            raise ended
+
+
+@dataclass(frozen=True)
+class _Session:
+    protocol: str | None
+    messages: Pairs
+    seconds: float
+    count: int | None
+    show: Show
+
+
+async def _listen(found: Callable[[], Awaitable[Found]], session: _Session) -> WebSocketClosedError | None:
+    """Connect and show what comes and goes; why the peer closed the connection, if it did."""
+    connection = await _connect(await found(), session)
+    try:
+        with anyio.move_on_after(session.seconds):
+            await connection.log_in()
+            for text in session.messages:
+                await connection.send(text)
+            received = 0
+            while received != session.count:
+                await connection.receive()
+                received += 1
+        return None
+    except WebSocketClosedError as error:
+        session.show("closed", error)
+        return error
+    finally:
+        connection.retire("enough was heard")
+        await connection.aclose()  # noqa: ASYNC102 - shields and bounds itself
+
+
+async def _connect(found: Found, session: _Session) -> Connection:
+    """A connection as the template opens it, before its login, every message of which is shown."""
+    template, arguments = found
+    serializer = WebSocketCallTemplateSerializer()
+    values = {name: value for name, value in serializer.to_dict(template).items() if name in _CONNECTION}
+    if session.protocol is not None:
+        values["protocol"] = session.protocol
+    plan = serializer.validate_dict(values).plan
+    silent = dataclasses.replace(plan.connection, on_connect=(), auto_reply=(), on_close=())
+    plan = dataclasses.replace(plan, connection=silent, endpoints={})
+    request = prepare(plan, "", arguments, manual=template.name)
+    with waiting(f"connecting to {request.endpoint.label}"):
+        opened = await Connector(None, Tally()).connect(request.endpoint, plan)
+    console(err=True).print(f"connected to {request.endpoint.label}", style="dim", markup=False)
+    settings = serializer.validate_dict(values).plan.connection
+    return Connection(_ShownWire(opened.wire, session.show), settings, label=opened.label)
+
+
+class _ShownWire(Wire):
+    """A wire that shows every message that goes over it."""
+
+    def __init__(self, wire: Wire, show: Show) -> None:
+        self._wire = wire
+        self._show = show
+
+    def pending(self) -> bool:
+        return self._wire.pending()
+
+    async def send(self, data: str | bytes) -> None:
+        await self._wire.send(data)
+        self._show("sent", data)
+
+    async def receive(self) -> str | bytes:
+        data = await self._wire.receive()
+        self._show("received", data)
+        return data
+
+    async def ping(self) -> None:
+        await self._wire.ping()
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        await self._wire.close(code, reason)
+
+    def abort(self) -> None:
+        self._wire.abort()
+
+
+def _show(what: str, content: str | bytes | WebSocketClosedError) -> None:
+    """A line: the time, the direction as curl has it, and the message."""
+    mark = {"sent": ">", "received": "<", "closed": "x"}[what]
+    if isinstance(content, WebSocketClosedError):
+        text = f"closed: {content.code} {content.reason}".rstrip()
+    elif isinstance(content, str):
+        text = content
+    else:
+        more = " …" if len(content) > _SHOWN_BYTES else ""
+        text = f"binary, {len(content)} bytes: {content[:_SHOWN_BYTES].hex(' ')}{more}"
+    time = datetime.now(timezone.utc).astimezone()
+    click.secho(f"{time:%H:%M:%S}.{time.microsecond // 1000:03} ", dim=True, nl=False)
+    click.secho(f"{mark} ", fg={"sent": "cyan", "received": "green", "closed": "red"}[what], nl=False)
+    click.echo(text)
+
+
+def _show_json(what: str, content: str | bytes | WebSocketClosedError) -> None:
+    """The same as a JSON object; binary messages in base64."""
+    shown: dict[str, Any] = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), "event": what}
+    if isinstance(content, WebSocketClosedError):
+        shown |= {"code": content.code, "reason": content.reason}
+    elif isinstance(content, str):
+        shown["text"] = content
+    else:
+        shown["binary"] = base64.b64encode(content).decode()
+    click.echo(json.dumps(shown, ensure_ascii=False))
+
+
+def _only(target: str) -> Source:
+    sources = read_source(target)
+    if len(sources) != 1:
+        raise Failure(f"{target} has several manuals: name a tool as MANUAL.TOOL")
+    return sources[0]
+
+
+async def _of_manual(source: Source, access: Access) -> Found:
+    """The manual's own template, its variables resolved. The endpoint is not asked for its tools."""
+    own = dataclasses.replace(source, template={**source.template, "tools": []})
+    async with open_manual(own, access) as manual:
+        template = await manual.client.config.tool_repository.get_manual_call_template(manual.name)
+    return _websocket(template), {}
+
+
+async def _of_tool(source: Source, name: str, access: Access, pairs: Pairs) -> Found:
+    async with open_manual(source, access) as manual:
+        tool = manual.tool(name)
+        return _websocket(manual.resolved(tool)), read_arguments(tool, pairs)
+
+
+def _websocket(template: Any) -> WebSocketCallTemplate:
+    if not isinstance(template, WebSocketCallTemplate):
+        raise Failure("only WebSocket endpoints can be listened to")
+    return template

@@ -1,0 +1,74 @@
+"""From a command, which is synchronous, to what it does, and back: by its end, or by Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+import anyio.abc
+import click
+
+__all__ = ["run"]
+
+Result = TypeVar("Result")
+
+_BROKEN_PIPE = 141
+
+
+def run(function: Callable[[], Awaitable[Result]], *, backend: str) -> Result:
+    """Run it until it ends or a signal comes; then it is cancelled, and ends as everything that is cancelled does.
+
+    Args:
+        backend: ``"asyncio"`` or ``"trio"``.
+
+    Raises:
+        click.exceptions.Exit: A signal came, or who read the output has gone.
+    """
+    try:
+        return anyio.run(_until_signal, function, backend=backend)
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(128 + signal.SIGINT) from None
+    except BrokenPipeError:
+        # What is left in the buffer would raise it again when the interpreter flushes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise click.exceptions.Exit(_BROKEN_PIPE) from None
+
+
+async def _until_signal(function: Callable[[], Awaitable[Result]]) -> Result:
+    # Signal handlers belong to the main thread, and Windows has none that an event loop could wait for.
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        return await function()
+    results: list[Result] = []
+    received: list[int] = []
+    failure: BaseException | None = None
+    async with anyio.create_task_group() as task_group:
+        await task_group.start(_wait_for_signal, task_group.cancel_scope, received)
+        try:
+            results.append(await function())
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - raised again below
+            # Raised inside the task group it would come out as an exception group.
+            failure = error
+        task_group.cancel_scope.cancel()
+    if received:
+        raise click.exceptions.Exit(128 + received[0])
+    if failure is not None:
+        raise failure
+    return results[0]
+
+
+async def _wait_for_signal(
+    scope: anyio.CancelScope,
+    received: list[int],
+    *,
+    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for number in signals:
+            received.append(number)
+            scope.cancel()
