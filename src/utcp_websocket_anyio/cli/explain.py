@@ -60,6 +60,8 @@ def _json(value: Any) -> str:
         return _value(value)
     if value == {"$any": True}:
         return "anything"
+    if value == {"$absent": True}:
+        return "nothing"
     if value.keys() == {"$in"}:
         return f"one of {', '.join(map(_value, value['$in']))}"
     if value.keys() == {"$regex"}:

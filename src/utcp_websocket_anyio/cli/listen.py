@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -169,6 +170,12 @@ class _ShownWire(Wire):
         data = await self._wire.receive()
         self._show("received", data)
         return data
+
+    def take_nowait(self) -> deque[str | bytes]:
+        taken = self._wire.take_nowait()
+        for data in taken:
+            self._show("received", data)
+        return taken
 
     async def ping(self) -> None:
         await self._wire.ping()
