@@ -45,7 +45,7 @@ def peer_protocol(request: str) -> str | None:
     return found[1] if found else None
 
 
-LOGIN = {
+LOGIN: dict[str, Any] = {
     "on_connect": [
         {"expect": {"hello": {"$any": True}}, "capture": {"number": {"path": "hello"}}},
         {"send": {"login": "{{captured.number}}"}, "expect": {"welcome": {"$any": True}}},

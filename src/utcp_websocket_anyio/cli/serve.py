@@ -21,7 +21,7 @@ from .failures import Failure, as_failures
 from .output import console
 from .running import run
 
-__all__ = ["serve"]
+__all__ = ["serve", "server_of"]
 
 
 @click.command()
@@ -40,8 +40,7 @@ def serve(module: str, *, host: str, port: int, certificate: Path | None, key: P
     It runs on trio: async functions are trio's, plain ones run in threads.
     """
     with as_failures(as_json=as_json):
-        context = _tls(certificate, key)
-        server = _server_of(_load(module), context)
+        server = server_of(module, _tls(certificate, key))
         run(partial(_serve, server, host, port, as_json), backend="trio")
 
 
@@ -101,7 +100,13 @@ def _place(error: BaseException) -> str:
     return place
 
 
-def _server_of(module: ModuleType, context: ssl.SSLContext | None) -> ToolServer:
+def server_of(name: str, context: ssl.SSLContext | None) -> ToolServer:
+    """The server of a module, by its file or name: the one that is in it, or one of its functions.
+
+    Raises:
+        Failure: The module cannot be imported, or has nothing to serve.
+    """
+    module = _load(name)
     servers = [value for value in vars(module).values() if isinstance(value, ToolServer)]
     if servers:
         if context is not None:
@@ -111,11 +116,11 @@ def _server_of(module: ModuleType, context: ssl.SSLContext | None) -> ToolServer
     functions = _functions(module)
     if not functions:
         raise Failure(f"{module.__name__} defines no public function")
-    for name, function in functions.items():
+    for tool, function in functions.items():
         try:
-            server.tool(name=name)(function)
+            server.tool(name=tool)(function)
         except Exception as error:  # noqa: BLE001 - type hints can be anything, too
-            fault = f"the function {name} cannot be a tool: {error}"
+            fault = f"the function {tool} cannot be a tool: {error}"
         else:
             continue
         raise Failure(fault)
