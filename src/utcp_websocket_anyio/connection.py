@@ -241,7 +241,7 @@ class Connection:
                 capture(automatic.capture, message, self.captured)
                 reply = automatic.reply.encode(self._own_values())
             if self._is_shared:
-                self.post(reply)
+                await self._outbox.reply(reply)
             else:
                 await self.send(reply)
             return True

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Outbox", "Outgoing"]
 
+_UNSENT_REPLIES = 1000
+
 
 class Outgoing:
     """A message on its way.
@@ -40,6 +42,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._queue: deque[Outgoing] = deque()
+        self._replies: deque[Outgoing] = deque()
         self._filled: anyio.Event | None = None
         self._closed = False
 
@@ -49,6 +52,15 @@ class Outbox:
         self._queue.append(outgoing)
         self._wake()
         return outgoing
+
+    async def reply(self, data: str | bytes) -> None:
+        """Queue an automatic reply. While many are unsent it waits, so that a peer that only asks is not read any more."""
+        replies = self._replies
+        while replies and replies[0].done.is_set():
+            replies.popleft()
+        replies.append(self.post(data))
+        if len(replies) > _UNSENT_REPLIES:
+            await replies[0].done.wait()
 
     def close(self) -> None:
         """Have `send_all` return; what is queued is not sent any more."""

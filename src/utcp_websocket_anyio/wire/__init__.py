@@ -33,6 +33,9 @@ __all__ = ["Target", "Wire", "open_wire"]
 CLOSING_TIME: Final = 2.0
 """Seconds for the closing handshake."""
 
+LARGEST_COMPRESSED_READ: Final = 16 * 1024
+"""Bytes that are read at once where they may be compressed: they can become a thousand times as many."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:

@@ -10,6 +10,7 @@ import asyncio
 import copy
 import itertools
 import socket
+import ssl
 from abc import abstractmethod
 from collections import deque
 from typing import cast
@@ -19,7 +20,7 @@ import anyio
 from ..errors import WebSocketClosedError, WebSocketError
 from ..security import split_address
 from ..tls import default_context
-from . import CLOSING_TIME, Readable, Target, Wire, size_of
+from . import CLOSING_TIME, LARGEST_COMPRESSED_READ, Readable, Target, Wire, size_of
 from ._faults import connection_failure
 from ._session import Session
 
@@ -36,6 +37,7 @@ class PushedWire(Wire):
         self._endpoint = target.endpoint
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._tls: ssl.SSLObject | None = None
         self._readable: Readable | None = None
         self._queue: deque[str | bytes] = deque()
         self._queued = 0
@@ -45,6 +47,7 @@ class PushedWire(Wire):
         self._writable: asyncio.Future[None] | None = None
         self._pings: dict[bytes, asyncio.Future[None]] = {}
         self._ping_payloads = map(str, itertools.count())
+        self._owed_pong: bytes | None = None
         self._gone: asyncio.Future[None] = self._loop.create_future()
 
     # What an engine adds
@@ -58,6 +61,10 @@ class PushedWire(Wire):
         """Give a ping to the transport."""
 
     @abstractmethod
+    def _send_pong(self, answer: bytes) -> None:
+        """Give to the transport what `_pinged` was called with."""
+
+    @abstractmethod
     def _send_close(self, code: int, reason: str) -> None:
         """Give a close frame to the transport."""
 
@@ -69,6 +76,7 @@ class PushedWire(Wire):
 
     def _connected(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self._tls = transport.get_extra_info("ssl_object")
         self._readable = Readable(transport.get_extra_info("socket").fileno())
 
     def _pushed(self, message: str | bytes) -> None:
@@ -76,9 +84,22 @@ class PushedWire(Wire):
         self._queued += len(message)
         if not self._paused and (len(self._queue) >= _QUEUED_MESSAGES or self._queued >= _QUEUED_BYTES):
             self._paused = True
-            # Paused while it hands on what it has decrypted, a TLS transport may keep the rest until more arrives.
-            self._loop.call_soon(self._pause)
+            if self._tls is None:
+                self._pause()
+            else:
+                # Paused while it hands on what it has decrypted, TLS may keep the rest until more arrives.
+                self._loop.call_soon(self._pause)
         self._wake(self._arrival)
+
+    def _pinged(self, answer: bytes) -> None:
+        """Answer a ping; while nothing can be written, only the last one (RFC 6455, section 5.5.3).
+
+        A peer that sends pings and reads nothing would fill the memory with pongs otherwise.
+        """
+        if self._writable is None:
+            self._send_pong(answer)
+        else:
+            self._owed_pong = answer
 
     def _ponged(self, payload: bytes) -> None:
         self._wake(self._pings.get(payload))
@@ -102,6 +123,9 @@ class PushedWire(Wire):
     def resume_writing(self) -> None:
         self._wake(self._writable)
         self._writable = None
+        owed, self._owed_pong = self._owed_pong, None
+        if owed is not None and self.closed is None:
+            self._send_pong(owed)
 
     # Wire
 
@@ -199,12 +223,13 @@ class PushedWire(Wire):
             waiting.set_result(None)
 
 
-class StreamWire(PushedWire, asyncio.Protocol):
+class StreamWire(PushedWire, asyncio.BufferedProtocol):
     """One WebSocket on `Session` over an asyncio transport."""
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
         self._session = Session(target)
+        self._buffer = memoryview(bytearray(LARGEST_COMPRESSED_READ))  # asyncio's TLS fills slices of it
         self.opened: asyncio.Future[None] = self._loop.create_future()
 
     @property
@@ -215,10 +240,13 @@ class StreamWire(PushedWire, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are none of asyncio's classes.
         self._connected(cast("asyncio.Transport", transport))
-        self._flush()
+        self._write(self._session.to_send())
 
-    def data_received(self, data: bytes) -> None:
-        self._fed(data)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._fed(bytes(self._buffer[:nbytes]))
 
     def eof_received(self) -> bool:
         self._fed(b"")
@@ -237,7 +265,11 @@ class StreamWire(PushedWire, asyncio.Protocol):
         for payload in session.pongs:
             self._ponged(payload)
         session.pongs.clear()
-        self._flush()
+        answers = session.to_send()
+        if answers and session.closed is None and session.is_open:
+            self._pinged(answers)
+        else:
+            self._write(answers)
         if not self.opened.done() and (session.is_open or session.closed is not None):
             self.opened.set_result(None)
         if session.closed is not None:
@@ -246,13 +278,13 @@ class StreamWire(PushedWire, asyncio.Protocol):
             assert self._transport is not None
             self._transport.close()
 
-    def _flush(self) -> None:
-        data = self._session.to_send()
+    def _write(self, data: bytes) -> None:
         if data and self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def _is_amid_message(self) -> bool:
-        return self._session.is_amid_message
+        # What the buffer has no room for stays with TLS.
+        return self._session.is_amid_message or (self._tls is not None and self._tls.pending() > 0)
 
     def _send_message(self, data: str | bytes) -> None:
         assert self._transport is not None
@@ -261,6 +293,9 @@ class StreamWire(PushedWire, asyncio.Protocol):
     def _send_ping(self, payload: bytes) -> None:
         assert self._transport is not None
         self._transport.write(self._session.ping(payload))
+
+    def _send_pong(self, answer: bytes) -> None:
+        self._write(answer)
 
     def _send_close(self, code: int, reason: str) -> None:
         assert self._transport is not None

@@ -31,6 +31,7 @@ _READ_BUFFER = 4 * 1024
 _TEXT = picows.WSMsgType.TEXT
 _BINARY = picows.WSMsgType.BINARY
 _CONTINUATION = picows.WSMsgType.CONTINUATION
+_PING = picows.WSMsgType.PING
 _PONG = picows.WSMsgType.PONG
 _CLOSE = picows.WSMsgType.CLOSE
 
@@ -46,10 +47,8 @@ class PicowsWire(PushedWire):
         super().__init__(target)
         self._limit = target.max_message_size
         self._socket: picows.WSTransport | None = None
-        self._tls: ssl.SSLObject | None = None
         self._first = _TEXT
-        self._fragments: list[bytes] | None = None
-        self._size = 0
+        self._fragments: bytearray | None = None  # not a list: a hostile peer's are two bytes each
 
     @property
     def never_connected(self) -> bool:
@@ -60,7 +59,6 @@ class PicowsWire(PushedWire):
     def connected(self, transport: picows.WSTransport) -> None:
         self._socket = transport
         self._connected(transport.underlying_transport)
-        self._tls = transport.underlying_transport.get_extra_info("ssl_object")
 
     def frame(self, frame: picows.WSFrame) -> None:
         """Take in a frame. What it raises would be logged by picows with the frame's content; so it raises nothing."""
@@ -77,14 +75,15 @@ class PicowsWire(PushedWire):
                 self._deliver(kind == _TEXT, frame)
             else:
                 self._first = kind
-                self._fragments = []
-                self._size = 0
+                self._fragments = bytearray()
                 self._continue(frame)
         elif kind == _CONTINUATION:
             if self._fragments is None:
                 self._break(1002, "a continuation of nothing")
             else:
                 self._continue(frame)
+        elif kind == _PING:
+            self._pinged(frame.get_payload_as_bytes())
         elif kind == _PONG:
             self._ponged(frame.get_payload_as_bytes())
         elif kind == _CLOSE:
@@ -112,17 +111,15 @@ class PicowsWire(PushedWire):
 
     def _continue(self, frame: picows.WSFrame) -> None:
         assert self._fragments is not None
-        self._size += frame.payload_size
-        if self._size > self._limit:
+        if len(self._fragments) + frame.payload_size > self._limit:
             self._break(1009, f"a message longer than {self._limit} bytes")
             return
-        if frame.payload_size:
-            self._fragments.append(frame.get_payload_as_bytes())
+        self._fragments += frame.get_payload_as_bytes()
         if not frame.fin:
             return
-        message, self._fragments = b"".join(self._fragments), None
+        message, self._fragments = self._fragments, None
         if self._first == _BINARY:
-            self._pushed(message)
+            self._pushed(bytes(message))
             return
         try:
             self._pushed(message.decode())
@@ -163,6 +160,10 @@ class PicowsWire(PushedWire):
     def _send_ping(self, payload: bytes) -> None:
         assert self._socket is not None
         self._socket.send_ping(payload)
+
+    def _send_pong(self, answer: bytes) -> None:
+        assert self._socket is not None
+        self._socket.send_pong(answer)
 
     def _send_close(self, code: int, reason: str) -> None:
         assert self._socket is not None
@@ -225,6 +226,7 @@ async def open_wire(target: Target) -> Wire:
             websocket_handshake_timeout=None,
             logger_name=_silent,
             enable_auto_ping=False,
+            enable_auto_pong=False,
             max_frame_size=target.max_message_size,
             extra_headers=headers,
             max_redirects=0,

@@ -63,7 +63,7 @@ class Session:
         self._unfinished = 0
         self._opcode = Opcode.TEXT
         self._is_fragmented = False
-        self._fragments: list[bytes | bytearray] = []
+        self._fragments = bytearray()  # not a list: a hostile peer's are two bytes each
         self._protocol = ClientProtocol(
             parse_uri(target.url),
             extensions=[_DeflateFactory(target.compression_threshold, self._inflated)] if target.compression else None,
@@ -226,14 +226,13 @@ class Session:
                 self._deliver(opcode, frame.data)
             else:
                 self._opcode = opcode
-                self._fragments = [bytes(frame.data)] if frame.data else []
+                self._fragments = bytearray(frame.data)
         elif opcode is Opcode.CONT:
-            if frame.data:
-                self._fragments.append(bytes(frame.data))
+            self._fragments += frame.data
             if frame.fin:
                 self._is_fragmented = False
-                fragments, self._fragments = self._fragments, []
-                self._deliver(self._opcode, b"".join(fragments))
+                fragments, self._fragments = self._fragments, bytearray()
+                self._deliver(self._opcode, fragments)
         elif opcode is Opcode.PONG:
             self.pongs.append(bytes(frame.data))
         elif opcode is Opcode.CLOSE:

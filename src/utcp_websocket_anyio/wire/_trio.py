@@ -21,7 +21,7 @@ import trio
 from ..errors import WebSocketClosedError, WebSocketError
 from ..security import split_address
 from ..tls import default_context
-from . import CLOSING_TIME, Readable, Target, Wire, size_of
+from . import CLOSING_TIME, LARGEST_COMPRESSED_READ, Readable, Target, Wire, size_of
 from ._faults import connection_failure
 from ._session import Session
 
@@ -154,6 +154,7 @@ class TrioWire(Wire):
         self._stream = stream
         self._session = session
         self._endpoint = target.endpoint
+        self._chunk = LARGEST_COMPRESSED_READ if target.compression else _CHUNK
         self._abort = abort
         self._arrived = arrived
         self._reading = False
@@ -168,7 +169,7 @@ class TrioWire(Wire):
         while not self._session.is_open:
             if self._session.closed is not None:
                 raise self._session.closed
-            await self._digest(await self._stream.receive_some(_CHUNK))
+            await self._digest(await self._stream.receive_some(self._chunk))
 
     def pending(self) -> bool:
         return self.closed is not None or self._session.is_amid_message or self._arrived()
@@ -232,7 +233,7 @@ class TrioWire(Wire):
         """Read what has come, answer what has to be answered, and end what has ended."""
         self._reading = True
         try:
-            data = await self._stream.receive_some(_CHUNK)
+            data = await self._stream.receive_some(self._chunk)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             data = b""
         finally:
