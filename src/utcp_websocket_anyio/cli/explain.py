@@ -35,21 +35,40 @@ def filter_in_words(value: Any) -> str:
     """Which messages a filter means, as the end of "a message …"."""
     if isinstance(value, str):
         return f"in whose text {value} is found"
-    if isinstance(value, dict):
-        if "$or" in value:
-            return ", or ".join(map(filter_in_words, value["$or"]))
-        if "$and" in value:
-            return ", and ".join(map(filter_in_words, value["$and"]))
-        if "$text" in value:
-            return f"that is the text {_value(value['$text'])}"
-        if "$hex" in value:
-            return f"that is binary and begins with the bytes {value['$hex']}"
-        if "$frame" in value:
-            return f"that is {value['$frame']}"
-        if "$after" in value:
-            behind = f" and goes on with {_json(value['$json'])}" if "$json" in value else ""
-            return f"that begins with {_value(value['$after'])}{behind}"
-    return f"that is {_json(value)}"
+    if isinstance(value, list):
+        return f"that is {_json(value)}"
+    parts = [words(value) for name, words in _MESSAGE_OPERATORS.items() if name in value]
+    rest = {name: item for name, item in value.items() if name not in _MESSAGE_OPERATORS and name != "$json"}
+    if rest or not parts:
+        parts.insert(0, f"that is {_json(rest)}")
+    return ", and ".join(parts)
+
+
+def _either(options: list[Any], words: Callable[[Any], str]) -> str:
+    return "either " + " or ".join(map(words, options)) if len(options) > 1 else words(options[0])
+
+
+def _behind(value: Mapping[str, Any]) -> str:
+    more = f" and goes on with {_json(value['$json'])}" if "$json" in value else ""
+    return f"that begins with {_value(value['$after'])}{more}"
+
+
+_MESSAGE_OPERATORS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "$or": lambda value: _either(value["$or"], filter_in_words),
+    "$and": lambda value: ", and ".join(map(filter_in_words, value["$and"])),
+    "$text": lambda value: f"that is the text {_value(value['$text'])}",
+    "$hex": lambda value: f"that is binary and begins with the bytes {value['$hex']}",
+    "$frame": lambda value: f"that is {value['$frame']}",
+    "$after": _behind,
+}
+_VALUE_OPERATORS: dict[str, Callable[[Any], str]] = {
+    "$any": lambda _: "anything",
+    "$absent": lambda _: "nothing",
+    "$in": lambda value: f"one of {', '.join(map(_json, value))}",
+    "$regex": lambda value: f"text matching {value}",
+    "$or": lambda value: _either(value, _json),
+    "$and": lambda value: " and ".join(map(_json, value)),
+}
 
 
 def _json(value: Any) -> str:
@@ -58,19 +77,11 @@ def _json(value: Any) -> str:
         return f"a JSON list beginning with {', '.join(map(_json, value))}" if value else "a JSON list"
     if not isinstance(value, dict):
         return _value(value)
-    if value == {"$any": True}:
-        return "anything"
-    if value == {"$absent": True}:
-        return "nothing"
-    if value.keys() == {"$in"}:
-        return f"one of {', '.join(map(_value, value['$in']))}"
-    if value.keys() == {"$regex"}:
-        return f"text matching {value['$regex']}"
-    if value.keys() == {"$or"} or value.keys() == {"$and"}:
-        ((operator, options),) = value.items()
-        return f" {operator[1:]} ".join(map(_json, options))
-    members = " and ".join(_member(key, item) for key, item in value.items())
-    return f"a JSON object with {members}" if members else "a JSON object"
+    parts = [words(value[name]) for name, words in _VALUE_OPERATORS.items() if name in value]
+    members = [_member(name, item) for name, item in value.items() if name not in _VALUE_OPERATORS]
+    if members or not parts:
+        parts.insert(0, f"a JSON object{' with ' + ' and '.join(members) if members else ''}")
+    return " and ".join(parts)
 
 
 def _member(key: str, value: Any) -> str:
