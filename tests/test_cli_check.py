@@ -13,10 +13,10 @@ from utcp_websocket_anyio import WebSocketCallTemplate
 from utcp_websocket_anyio.cli.explain import explain, filter_in_words
 
 URL = "ws://127.0.0.1:1/"
-ENDPOINTS = Path(__file__).parent.parent / "examples" / "endpoints"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.mark.parametrize("path", sorted(ENDPOINTS.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/*.json")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_manual_of_the_examples_is_valid_and_explained(path: Path) -> None:
     shown = done("check", str(path))
     for tool in json.loads(path.read_text(encoding="utf-8"))["tools"]:
@@ -220,8 +220,8 @@ def test_values_are_told_apart(field: str, value: Any, words: str) -> None:
         ({"a": {"$or": [1, {"$absent": True}]}}, "that is a JSON object with a being either 1 or nothing"),
         (
             {"id": 1, "$or": [{"error": {"$any": True}}, {"code": {"$in": [1, {"x": 2}]}}]},
-            "that is a JSON object with id = 1, and either that is a JSON object with error"
-            " or that is a JSON object with code being one of 1, a JSON object with x = 2",
+            "with id = 1, and either that is a JSON object with error or that is a JSON object with code being one of 1,"
+            + " a JSON object with x = 2",
         ),
         ({"$or": ["a"]}, "in whose text a is found"),
         ({"a": {"b": 1, "$and": [{"$any": True}]}}, "with a being a JSON object with b = 1 and anything"),
