@@ -162,6 +162,7 @@ class TrioWire(Wire):
         self._pings: dict[bytes, trio.Event] = {}
         self._ping_payloads = map(str, itertools.count())
         self._gone: trio.Event | None = None
+        self._closing: trio.Event | None = None
 
     async def handshake(self) -> None:
         """Have the opening handshake."""
@@ -185,7 +186,11 @@ class TrioWire(Wire):
         session = self._session
         while not session.messages:
             self._check_open()
-            await self._read()
+            if self._closing is None:
+                await self._read()
+            else:
+                # Who closes reads now.
+                await self._closing.wait()
         message = session.messages.popleft()
         self.bytes_received += size_of(message)
         if session.closed is not None and self.closed is None:
@@ -206,6 +211,8 @@ class TrioWire(Wire):
     async def close(self, code: int = 1000, reason: str = "") -> None:
         if self.closed is not None:
             return
+        if self._closing is None:
+            self._closing = trio.Event()
         try:
             with trio.move_on_after(CLOSING_TIME):
                 try:
@@ -300,5 +307,6 @@ class TrioWire(Wire):
         self._abort()
         for answered in self._pings.values():
             answered.set()
-        if self._gone is not None:
-            self._gone.set()
+        for event in (self._gone, self._closing):
+            if event is not None:
+                event.set()
