@@ -40,6 +40,17 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what tests have measured."""
+    figures = [
+        (report.nodeid, figure) for report in terminalreporter.getreports("passed") for figure in report.user_properties
+    ]
+    if figures:
+        terminalreporter.section("figures")
+    for test, (name, value) in figures:
+        terminalreporter.line(f"{value!s:>12}  {name}  {test.rpartition('[')[2].rstrip(']')}")
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
     """What was not closed warns when it is collected, and a warning is an error; so it is collected here."""
