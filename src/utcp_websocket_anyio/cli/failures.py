@@ -106,7 +106,7 @@ def _failure(error: Exception) -> Failure:
         text = f"the tool answered with an error: {shown}"
     else:
         text = str(error)
-    if isinstance(error, WebSocketAuthError):
+    if isinstance(error, WebSocketAuthError) and error.status is not None:
         text += "; give credentials with --auth or --header"
     details = {"close_code" if name == "code" else name: value for name, value in details.items()}
     return Failure(text, code=code, kind=type(error).__name__, **details)
