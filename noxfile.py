@@ -5,7 +5,9 @@ An interpreter that the machine does not have is skipped, and nox says so.
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -86,6 +88,32 @@ def endpoints(session: nox.Session) -> None:
     session.install("-r", "tests/endpoints/servers/requirements.txt", success_codes=[0, 1])
     options = ["-rs", "-o", f"cache_dir={session.create_tmp()}"]
     session.run("python", "-X", "dev", "-W", "error", "-m", "pytest", *options, "tests/endpoints", *session.posargs)
+
+
+@nox.session
+def autobahn(session: nox.Session) -> None:
+    """Autobahn's cases for WebSocket clients, with every engine; such as ``nox -s autobahn -- '6.*'``."""
+    wstest = shutil.which("wstest") or install_wstest(session)
+    if wstest is None:
+        session.skip("there is no wstest, and no Python 2.7, which it needs, to install it for")
+    session.install(".")
+    session.run("python", "tests/autobahn_client.py", wstest, *session.posargs)
+
+
+def install_wstest(session: nox.Session) -> str | None:
+    """The fuzzing server of autobahntestsuite, installed for a Python 2.7, if there is one."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    # Not pyenv's own command, which fails where that version is not the chosen one.
+    installed = [*map(str, pyenv.glob("versions/2.7.*/bin/python2.7")), shutil.which("python2.7") or ""]
+    python = next((path for path in installed if path and "shims" not in path), None)
+    if python is None:
+        return None
+    folder = Path(session.create_tmp()) / "wstest"
+    if not (folder / "bin" / "wstest").exists():
+        session.install("virtualenv<20.22")  # the last that knows Python 2.7
+        session.run("virtualenv", "--quiet", "--python", python, str(folder))
+        session.run(str(folder / "bin" / "pip"), "install", "--quiet", "autobahntestsuite==0.8.2", external=True)
+    return str(folder / "bin" / "wstest")
 
 
 def run_tests(session: nox.Session, *options: str) -> None:
