@@ -22,7 +22,7 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 MEASURE = ["--cov", "--cov-report=", "--cov-fail-under=0"]
 PROJECT = nox.project.load_toml("pyproject.toml")
-SOURCES = ["src", "tests", "examples", "noxfile.py"]
+SOURCES = ["src", "tests", "examples", "docs", "noxfile.py"]
 
 # What flake8-async has beyond ruff. Left out: its optional rules (9xx), as a call has no checkpoints beyond those of
 # its I/O, and its advice on httpx, which is what UTCP itself uses.
@@ -114,6 +114,33 @@ def install_wstest(session: nox.Session) -> str | None:
         session.run("virtualenv", "--quiet", "--python", python, str(folder))
         session.run(str(folder / "bin" / "pip"), "install", "--quiet", "autobahntestsuite==0.8.2", external=True)
     return str(folder / "bin" / "wstest")
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """The API reference; fails on a reference that leads nowhere, and on a public name without docstring."""
+    session.install(".", *group("docs"))
+    output = Path(session.create_tmp(), "reference")
+    session.run("sphinx-build", "-q", "-E", "-W", "--keep-going", "-b", "html", "docs", str(output))
+    session.log(f"the reference is at {output / 'index.html'}")
+
+
+@nox.session(default=False)
+def package(session: nox.Session) -> None:
+    """What is published: it builds, its metadata is valid, and the wheel alone has all that the command needs."""
+    session.install(*group("package"))
+    place = Path(session.create_tmp()).resolve()
+    shutil.rmtree(place / "dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(place / "dist"))
+    session.run("twine", "check", "--strict", *(str(path) for path in (place / "dist").iterdir()))
+    (wheel,) = (place / "dist").glob("*.whl")
+    session.run("python", "-m", "venv", "--clear", str(place / "fresh"))
+    scripts = place / "fresh" / ("Scripts" if sys.platform == "win32" else "bin")
+    session.run(str(scripts / "python"), "-m", "pip", "install", "--quiet", f"{wheel}[cli]", external=True)
+    # Not from here, where the sources are.
+    with session.chdir(place):
+        for backend in ("trio", "asyncio"):
+            session.run(str(scripts / "utcp-ws"), "demo", "--backend", backend, external=True)
 
 
 def run_tests(session: nox.Session, *options: str) -> None:
