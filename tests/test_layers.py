@@ -27,7 +27,7 @@ LAYERS = [
     ["exchange"],
     ["pool", "connector"],
     ["connection"],
-    ["conversation", "outbox", "router", "lull", "statistics"],
+    ["conversation", "outbox", "router", "lull", "mailbox", "statistics"],
     ["wire", "wire._picows", "wire._trio"],
     ["wire._asyncio"],
     ["wire._session", "wire._faults"],

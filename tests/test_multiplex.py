@@ -195,7 +195,7 @@ async def test_streams_and_calls_share_a_connection() -> None:
 
 
 async def test_a_stream_that_is_not_read_fails_by_itself_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("utcp_websocket_anyio.exchange._QUEUED_MESSAGES", 50)
+    monkeypatch.setattr("utcp_websocket_anyio.mailbox._MESSAGES", 50)
 
     async def script(peer: Peer) -> None:
         await peer.handshake()

@@ -32,6 +32,7 @@ from .message import Message
 from .outbox import Outbox, Outgoing
 from .router import Recipient, Router
 from .template import Values
+from .wire import CLOSING_TIME
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["Connection"]
 
 _log = logging.getLogger(__name__)
-
-CLOSING_TIME = 2.0
-"""Seconds for the farewell (`on_close`), and as many for the closing handshake."""
 
 _INBOX_MESSAGES = 16
 _INBOX_BYTES = 256 * 1024
@@ -143,6 +141,12 @@ class Connection:
         message = self._inbox.popleft()
         self._inbox_bytes -= len(message.data)
         return message
+
+    def take_nowait(self) -> deque[str | bytes] | None:
+        """All messages that are already there, or None where each has to be looked at before it is handed on."""
+        if self._inbox or self.plan.auto_reply:
+            return None
+        return self.wire.take_nowait()
 
     async def receive(self) -> Message:
         """The next message that is not answered automatically. Cancelling it loses nothing.
@@ -291,7 +295,10 @@ class Connection:
 
     async def _keep_beating(self, interval: float) -> None:
         """Send a ping now and then; without a pong in time the connection is given up."""
-        while not await self._ends_within(interval):
+        while True:
+            with anyio.move_on_after(interval):
+                await self._ended.wait()
+                return
             if not self._reading:
                 self._lull.nudge()
             with anyio.move_on_after(self.plan.pong_timeout) as scope:
@@ -307,18 +314,10 @@ class Connection:
         """Whether messages wait for a slow consumer, and a pong may wait behind them."""
         return self._user is not None and (bool(self._inbox) or self.wire.pending())
 
-    async def _ends_within(self, seconds: float) -> bool:
-        with anyio.move_on_after(seconds):
-            await self._ended.wait()
-        return self._error is not None
-
     # The end
 
     def retire(self, why: str) -> None:
-        """Have nobody use the connection any more; `aclose` is to follow.
-
-        Who still uses it gets a `WebSocketClosedError` that says `why`.
-        """
+        """Have nobody use the connection any more, and fail who does; `aclose` is to follow."""
         self.retired = True
         self._lull.nudge()
         self._reason = WebSocketClosedError(why, code=1000, endpoint=self.label)
@@ -366,7 +365,7 @@ class Connection:
             user.fail(copy.copy(error))
 
     def _fail(self, error: WebSocketError) -> None:
-        """Record why the connection ended and wake everyone who waits on it."""
+        """Record why the connection ended, once, and wake everyone who waits on it."""
         if self._error is not None:
             return
         # How a close on this side ends on the wire is not why it ended.
@@ -374,8 +373,8 @@ class Connection:
         self.wire.abort()
         self._outbox.close()
         self._lull.nudge()
-        for event in (self._arrival, self._ended):
-            self._wake(event)
+        self._ended.set()
+        self._wake(self._arrival)
         for recipient in self._router.everyone():
             recipient.fail(copy.copy(error))
         self._report(error)

@@ -2,7 +2,7 @@
 
 What each message means is decided elsewhere (`verdict`). There are two ways to drive an exchange, `collect` for a call
 and the `open`/`next` pair for a stream, and two ways for messages to come: an exclusive exchange takes them from its
-connection itself, a multiplexed one is offered them by the router and keeps its verdicts in a bounded queue.
+connection itself, a multiplexed one is offered them by the router and keeps its verdicts in a bounded `Mailbox`.
 
 Times. One cancel scope holds the deadline of the whole call. A stream has no scope while its consumer has an item, so
 each wait gets its own, with the same deadline.
@@ -25,6 +25,7 @@ from .errors import (
     WebSocketTimeoutError,
     WebSocketToolError,
 )
+from .mailbox import Mailbox, Raised
 from .message import Message, ResponseError
 from .verdict import END, SKIP, Judge
 
@@ -38,18 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange"]
 
-_QUEUED_MESSAGES = 10_000
-_QUEUED_BYTES = 64 * 2**20
 _NORMAL_CLOSURES = (1000, 1001, 1005)
-
-
-class _Raised:
-    """A verdict that is an error, on its way through a queue."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: WebSocketError) -> None:
-        self.error = error
 
 
 class Exchange:
@@ -62,6 +52,17 @@ class Exchange:
     """
 
     correlation: tuple[tuple[str | int, ...], Any] | None = None
+    _connection: Connection | None = None
+    _deadline = math.inf
+    _scope: anyio.CancelScope | None = None
+    _failure: WebSocketError | None = None
+    _begun = False
+    _over = False
+    _reusable = False
+    # What follows is for a shared connection, where messages come whether they are awaited or not.
+    _step: tuple[Step, Values] | None = None
+    _listening = False
+    _outgoing: Outgoing | None = None
 
     def __init__(self, request: Request, *, pool: Pool, streaming: bool) -> None:
         self._request = request
@@ -69,25 +70,13 @@ class Exchange:
         self._values = request.values
         self._endpoint = request.endpoint
         self._pool = pool
-        self._expected = self._remaining = plan.expected(streaming=streaming)
+        self._expected = self._remaining = expected = plan.expected(streaming=streaming)
         self._judge = Judge(
-            plan, self._values, streaming=streaming, open_ended=self._expected is None, label=self._endpoint.label
-        ).judge
+            plan, request.values, streaming=streaming, open_ended=expected is None, label=request.endpoint.label
+        )
         self._shared = plan.connection.multiplex
-        self._connection: Connection | None = None
-        self._deadline = math.inf
-        self._scope: anyio.CancelScope | None = None
-        self._failure: WebSocketError | None = None
-        self._begun = False
-        self._over = False
-        self._reusable = False
-        # What follows is for a shared connection, where messages come whether they are awaited or not.
-        self._step: tuple[Step, Values] | None = None
-        self._listening = False
-        self._queue: deque[tuple[Any, int]] = deque()
-        self._queued = 0
-        self._arrival: anyio.Event | None = None
-        self._outgoing: Outgoing | None = None
+        if self._shared:
+            self._mailbox = Mailbox(plan.connection.max_message_size)
 
     # Driving
 
@@ -100,7 +89,8 @@ class Exchange:
         if self._expected == 0:
             # The only exchange that may have nothing to wait for.
             await anyio.lowlevel.checkpoint()
-        await self._acquire()
+        if not self._claim():
+            await self._acquire()
         responses: list[Any] = []
         try:
             with self._limited() as scope:
@@ -117,7 +107,8 @@ class Exchange:
 
     async def open(self) -> None:
         """Send the request of a stream. `finish` is to be called afterwards, whatever happens."""
-        await self._acquire()
+        if not self._claim():
+            await self._acquire()
         with self._limited() as scope:
             await self._begin()
         if scope.cancelled_caught:
@@ -125,7 +116,11 @@ class Exchange:
 
     async def next(self) -> Any:
         """The next response of a stream, or `END`."""
-        response = self.next_nowait()
+        if anyio.current_time() >= self._deadline:
+            # Also where messages come so fast that nobody ever waits.
+            self._interrupted()
+            return END
+        response = self._next_nowait()
         if response is not SKIP:
             return response
         with self._limited():
@@ -133,13 +128,13 @@ class Exchange:
         self._interrupted()
         return END
 
-    def next_nowait(self) -> Any:
+    def _next_nowait(self) -> Any:
         """The next response if it is already there, `END` after the last one, otherwise `SKIP`."""
         if self._failure is not None:
             raise self._failure
         while not self._over:
             if self._shared:
-                verdict = self._pop() if self._queue else None
+                verdict = self._mailbox.pop() if self._mailbox else None
             else:
                 assert self._connection is not None
                 message = self._connection.receive_nowait()
@@ -149,6 +144,26 @@ class Exchange:
             if verdict is not SKIP:
                 return self._counted(verdict)
         return END
+
+    def take_nowait(self) -> deque[Any] | None:
+        """The responses of an open-ended stream that are already there; what ends it is left to `next`."""
+        if self._shared or self._remaining is not None or self._failure or self._over or self._connection is None:
+            return None
+        messages = self._connection.take_nowait()
+        if messages is None or self._judge.takes_all(messages):
+            return messages
+        responses: deque[Any] = deque()
+        try:
+            for data in messages:
+                verdict = self._judged(Message(data))
+                if verdict is END:
+                    self._counted(END)
+                    break
+                if verdict is not SKIP:
+                    responses.append(verdict)
+        except WebSocketError as error:
+            self._failure = error
+        return responses
 
     def finish(self) -> None:
         """Give the connection back, or up. Synchronous, so that it also serves who was cancelled or abandoned."""
@@ -170,11 +185,22 @@ class Exchange:
         """As `finish`, from any thread."""
         self._pool.call_later(self.finish)
 
-    async def _acquire(self) -> None:
-        clean = self._expected != 0 and self._plan.message_filter is None
-        connection = self._pool.claim(self._endpoint, self._plan, clean=clean)
+    def _claim(self) -> bool:
+        """Begin with a connection that is free right now, if there is one."""
+        connection = self._pool.claim(self._endpoint, self._plan, clean=self._needs_clean)
         if connection is None:
-            connection = await self._pool.acquire(self._endpoint, self._plan, clean=clean)
+            return False
+        self._begin_with(connection)
+        return True
+
+    async def _acquire(self) -> None:
+        self._begin_with(await self._pool.acquire(self._endpoint, self._plan, clean=self._needs_clean))
+
+    @property
+    def _needs_clean(self) -> bool:
+        return self._expected != 0 and self._plan.message_filter is None
+
+    def _begin_with(self, connection: Connection) -> None:
         if not self._shared:
             connection.attach(self)
         self._connection = connection
@@ -215,7 +241,7 @@ class Exchange:
             await self._outgoing.done.wait()
             if not self._outgoing.is_sent:
                 # Why not is in the queue, and is raised.
-                await self._take()
+                await self._mailbox.take()
 
     def _encoded(self) -> str | bytes:
         if self._request.frame is not None:
@@ -232,7 +258,7 @@ class Exchange:
             self._plan.before,
             values=lambda: self._values.for_step(connection.next_call_id()),
             send=self._send_step if self._shared else connection.send,
-            receive=self._take if self._shared else connection.receive,
+            receive=self._mailbox.take if self._shared else connection.receive,
             captured=self._values.captured,
             rejected=lambda index, message: WebSocketToolError(
                 f"the endpoint rejected the step before[{index}]",
@@ -269,15 +295,14 @@ class Exchange:
 
     async def _next(self) -> Any:
         """Wait for the next response, or for the end."""
+        wait = self._await_verdict if self._plan.idle_timeout is None or self._expected else self._await_within_silence
         while not self._over:
-            verdict = await self._next_verdict()
+            verdict = await wait()
             if not (verdict is SKIP or self._over):
                 return self._counted(verdict)
         return END
 
-    async def _next_verdict(self) -> Any:
-        if self._expected is not None or self._plan.idle_timeout is None:
-            return await self._await_verdict()
+    async def _await_within_silence(self) -> Any:
         with anyio.move_on_after(self._plan.idle_timeout):
             while (verdict := await self._await_verdict()) is SKIP:
                 pass
@@ -289,7 +314,7 @@ class Exchange:
         assert self._connection is not None
         try:
             if self._shared:
-                return await self._take()
+                return await self._mailbox.take()
             return self._judged(await self._connection.receive())
         except WebSocketClosedError as error:
             if not self._ends_well(error):
@@ -303,7 +328,7 @@ class Exchange:
         return self._plan.ends_on_any_close or error.code in _NORMAL_CLOSURES
 
     def _counted(self, verdict: Any) -> Any:
-        if isinstance(verdict, _Raised):
+        if isinstance(verdict, Raised):
             if isinstance(verdict.error, WebSocketClosedError) and self._ends_well(verdict.error):
                 self._over = True
                 return END
@@ -317,7 +342,7 @@ class Exchange:
 
     def _judged(self, message: Message) -> Any:
         try:
-            return self._judge(message)
+            return self._judge.judge(message)
         except ResponseError as error:
             fault = str(error)
         raise WebSocketProtocolError(fault, endpoint=self._endpoint.label)
@@ -330,18 +355,16 @@ class Exchange:
             with response_faults(self._endpoint.label):
                 verdict = self._offered(message)
         except WebSocketError as error:
-            verdict = _Raised(error)
+            verdict = Raised(error)
         if verdict is SKIP or self._failure is not None:
             return
         size = len(message.data)
-        if len(self._queue) >= _QUEUED_MESSAGES or self._queued + size > max(
-            _QUEUED_BYTES, self._plan.connection.max_message_size
-        ):
-            fault = f"{len(self._queue)} responses wait to be taken; the stream was read too slowly"
-            self._queue.clear()
-            verdict = _Raised(WebSocketProtocolError(fault, endpoint=self._endpoint.label))
+        if not self._mailbox.has_room_for(size):
+            fault = f"{len(self._mailbox)} responses wait to be taken; the stream was read too slowly"
+            self._mailbox.clear()
+            verdict = Raised(WebSocketProtocolError(fault, endpoint=self._endpoint.label))
             self._listening = False
-        self._put(verdict, size)
+        self._mailbox.put(verdict, size)
 
     def fail(self, error: WebSocketError) -> None:
         """The connection is gone: at once when it was closed here, otherwise after what came before."""
@@ -350,11 +373,11 @@ class Exchange:
             if self._scope is not None:
                 self._scope.cancel()
         else:
-            self._put(_Raised(error))
+            self._mailbox.put(Raised(error))
 
     def _offered(self, message: Message) -> Any:
         if self._step is None:
-            return self._judge(message) if self._listening else SKIP
+            return self._judge.judge(message) if self._listening else SKIP
         step, values = self._step
         assert step.expect is not None
         if not (step.expect.matches(message, values) or (step.reject and step.reject.matches(message, values))):
@@ -367,23 +390,3 @@ class Exchange:
     def _wait_for_step(self, step: Step, values: Values) -> None:
         self._step = None if step.expect is None else (step, values)
         self._listening = self._plan.listen_only and step.expect is None and step is self._plan.before[-1]
-
-    def _put(self, verdict: Any, size: int = 0) -> None:
-        self._queue.append((verdict, size))
-        self._queued += size
-        if self._arrival is not None:
-            self._arrival.set()
-
-    def _pop(self) -> Any:
-        verdict, size = self._queue.popleft()
-        self._queued -= size
-        return verdict
-
-    async def _take(self) -> Any:
-        while not self._queue:
-            self._arrival = anyio.Event()
-            await self._arrival.wait()
-        verdict = self._pop()
-        if isinstance(verdict, _Raised):
-            raise verdict.error
-        return verdict

@@ -95,9 +95,16 @@ class Endpoint:
     credentials: Hashable
     connection: ConnectionPlan
     label: str = field(init=False, compare=False)
+    _hash: int = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", display_url(self.url))
+        # Looked up at every call.
+        shared = (self.manual, self.url, self.headers, self.credentials, self.connection)
+        object.__setattr__(self, "_hash", hash(shared))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.label} of {self.manual}>"
@@ -154,6 +161,12 @@ class Plan:
         if self.expected_responses is None:
             return None if streaming else 1
         return None if self.expected_responses < 0 else self.expected_responses
+
+    @property
+    def takes_messages_as_they_are(self) -> bool:
+        """Whether a message that is no UTCP envelope is a response just as it was received."""
+        filters = self.error_filter or self.end_filter or self.message_filter
+        return not (filters or self.result or self.response_format not in (None, "raw"))
 
     @property
     def is_subscription(self) -> bool:

@@ -28,7 +28,7 @@ from .discovery import discover
 from .errors import MissingArgumentError, WebSocketError
 from .exchange import Exchange
 from .pool import Pool
-from .request import Request, prepare
+from .request import prepare
 from .statistics import Statistics, Tally
 from .stream import ResponseStream
 
@@ -64,6 +64,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         self._connector = Connector(ssl_context, self._tally)
         self._pool: Pool | None = None
         self._token: object = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._host: asyncio.Task[None] | None = None
         self._hosted: anyio.Event | None = None
@@ -80,7 +81,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
     async def __asynccontextmanager__(self) -> AsyncGenerator[WebSocketCommunicationProtocol, None]:
         if self._closed or self._token is not None:
             raise RuntimeError("a WebSocketCommunicationProtocol is entered once; create another one")
-        self._token = anyio.lowlevel.current_token()
+        self._settle_here(anyio.lowlevel.current_token())
         async with self._running():
             yield self
 
@@ -103,6 +104,21 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         if failure is not None:
             raise failure
 
+    def _settle_here(self, token: object) -> None:
+        self._token = token
+        if sniffio.current_async_library() == "asyncio":
+            self._loop = asyncio.get_running_loop()
+
+    def _is_here(self) -> bool:
+        """Whether this is the event loop that the object belongs to."""
+        if self._loop is None:
+            return anyio.lowlevel.current_token() == self._token
+        # The same, for a tenth of the time, at every call.
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
+
     async def _running_pool(self) -> Pool:
         """The pool, hosted if nobody entered this object."""
         if self._closed:
@@ -114,7 +130,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
                     "on trio a WebSocketCommunicationProtocol has to be entered: use it with 'async with', or let"
                     " open_client() do so"
                 )
-            self._token = token
+            self._settle_here(token)
             self._hosted = anyio.Event()
             # Not in the caller's context, whose variables should not live as long as the connections do.
             self._host = contextvars.Context().run(asyncio.get_running_loop().create_task, self._be_hosted())
@@ -143,7 +159,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         self._closed = True
         if self._pool is None and self._host is None:
             return
-        if anyio.lowlevel.current_token() != self._token:
+        if not self._is_here():
             if self._host is not None and self._host.done():
                 return
             raise RuntimeError("close() has to be called in the event loop in which the protocol was used")
@@ -182,7 +198,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         async def ask(plan: Plan) -> Any:
             pool = await self._running_pool()
             request = prepare(plan, "", {}, manual=template.name)
-            return await self._exchange(pool, request, streaming=False).collect()
+            return await Exchange(request, pool=pool, streaming=False).collect()
 
         try:
             manual = await discover(template, ask, ssl_context=self._connector.ssl_context)
@@ -262,28 +278,28 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         plan = template.plan
         self._tally.calls += 1
         pool = self._pool
-        if pool is None or self._closed or anyio.lowlevel.current_token() != self._token:
+        if pool is None or self._closed or not self._is_here():
             pool = await self._running_pool()
         manual, dot, name = tool_name.partition(".")
         if not dot:
             manual, name = template.name, tool_name
-        missing = plan.arguments - tool_args.keys()
-        if missing:
-            tool_args = await self._with_defaults(caller, tool_name, tool_args, missing)
-        return self._exchange(pool, prepare(plan, name, tool_args, manual=manual), streaming=streaming)
-
-    @staticmethod
-    def _exchange(pool: Pool, request: Request, *, streaming: bool) -> Exchange:
-        return Exchange(request, pool=pool, streaming=streaming)
+        try:
+            request = prepare(plan, name, tool_args, manual=manual)
+        except MissingArgumentError as error:
+            missing = error.names
+        else:
+            return Exchange(request, pool=pool, streaming=streaming)
+        tool_args = await self._with_defaults(caller, tool_name, tool_args, missing)
+        return Exchange(prepare(plan, name, tool_args, manual=manual), pool=pool, streaming=streaming)
 
     async def _with_defaults(
-        self, caller: UtcpClient | None, tool_name: str, tool_args: Mapping[str, Any], missing: frozenset[str]
+        self, caller: UtcpClient | None, tool_name: str, tool_args: Mapping[str, Any], missing: tuple[str, ...]
     ) -> Mapping[str, Any]:
         """The arguments with the missing ones at the default of the tool's input schema."""
         tool = await self._known_tool(caller, tool_name)
         schemas = (tool.inputs.properties or {}) if tool is not None else {}
         defaults = {name: schemas[name].default for name in missing if _has_default(schemas, name)}
-        unknown = missing - defaults.keys()
+        unknown = set(missing) - defaults.keys()
         if unknown:
             raise MissingArgumentError(unknown)
         return {**defaults, **tool_args}

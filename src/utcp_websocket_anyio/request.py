@@ -46,9 +46,10 @@ def prepare(plan: Plan, tool: str, arguments: Mapping[str, Any], *, manual: str)
         MissingArgumentError: The templates need more arguments.
         ValueError: An argument cannot be put where the template has it.
     """
-    missing = plan.arguments - arguments.keys()
-    if missing:
-        raise MissingArgumentError(missing)
+    if plan.arguments:
+        missing = plan.arguments - arguments.keys()
+        if missing:
+            raise MissingArgumentError(missing)
     values = Values(arguments, tool)
     for filter_ in plan.argument_filters:
         filter_.check(values.rehearsal())

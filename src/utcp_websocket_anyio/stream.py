@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
 from .errors import WebSocketError
 from .exchange import Exchange
-from .verdict import END, SKIP
+from .verdict import END
 
 __all__ = ["ResponseStream"]
 
@@ -34,19 +35,21 @@ class ResponseStream(AsyncGenerator[Any, None]):
         self._start: Callable[[], Awaitable[Exchange]] | None = start
         self._failed = failed
         self._exchange: Exchange | None = None
+        self._ready: deque[Any] | None = None
         self._running = False
         self._thread = threading.get_ident()
 
     async def __anext__(self) -> Any:
+        if self._ready:
+            return self._ready.popleft()
         if self._running:
             raise RuntimeError("anext(): the stream is already being read by another task")
         self._running = True
         response: Any = END
         try:
             if self._exchange is not None:
-                response = self._exchange.next_nowait()
-                if response is SKIP:
-                    response = await self._exchange.next()
+                response = await self._exchange.next()
+                self._ready = self._exchange.take_nowait()
             elif self._start is not None:
                 response = await self._first()
         except WebSocketError as error:
@@ -55,7 +58,7 @@ class ResponseStream(AsyncGenerator[Any, None]):
         finally:
             self._running = False
             # END is also what an error or a cancellation leaves behind.
-            if response is END or response is SKIP:
+            if response is END:
                 self._finish()
         if response is END:
             raise StopAsyncIteration
@@ -93,7 +96,7 @@ class ResponseStream(AsyncGenerator[Any, None]):
         self._finish()
 
     def _finish(self) -> None:
-        self._start = None
+        self._start = self._ready = None
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.finish()

@@ -6,6 +6,7 @@ Pure: a verdict depends on the plan, the call's values and the message, and on n
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import WebSocketToolError
@@ -46,6 +47,10 @@ class Judge:
         self._streaming = streaming
         self._end: Mark = END if open_ended else SKIP
         self._label = label
+
+    def takes_all(self, messages: Collection[str | bytes]) -> bool:
+        """Whether each of the messages is a response just as it is; False also where that takes a closer look."""
+        return self._plan.takes_messages_as_they_are and not any(map(_may_be_envelope, messages))
 
     def judge(self, message: Message) -> Any:
         """What a message means: `SKIP`, `END`, or a response as the caller gets it.
@@ -97,13 +102,15 @@ class Judge:
         )
 
 
+def _may_be_envelope(data: str | bytes) -> bool:
+    if isinstance(data, str):
+        return '"type"' in data and ("tool_" in data or "stream_end" in data)
+    return b'"type"' in data and (b"tool_" in data or b"stream_end" in data)
+
+
 def _envelope(message: Message) -> dict[str, Any] | None:
     """The message as a UTCP envelope, if it is one. Most messages are told apart without reading their JSON."""
-    data = message.data
-    if isinstance(data, str):
-        if not any(kind in data for kind in _ENVELOPES):
-            return None
-    elif not any(kind.encode() in data for kind in _ENVELOPES):
+    if not _may_be_envelope(message.data):
         return None
     try:
         content = message.json()

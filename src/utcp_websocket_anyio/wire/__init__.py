@@ -21,6 +21,7 @@ import select
 import ssl
 import sys
 from abc import ABC, abstractmethod
+from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
@@ -104,6 +105,10 @@ class Wire(ABC):
             WebSocketClosedError: The wire is closed; messages that came before are returned first.
             WebSocketProtocolError: The peer broke the protocol, and the wire is closed.
         """
+
+    @abstractmethod
+    def take_nowait(self) -> deque[str | bytes]:
+        """Every message that has been received and not returned yet; there may be none."""
 
     @abstractmethod
     async def ping(self) -> None:

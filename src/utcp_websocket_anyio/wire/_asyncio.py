@@ -26,7 +26,7 @@ from ._session import Session
 
 __all__ = ["PushedWire", "StreamWire", "open_socket", "open_wire"]
 
-_QUEUED_MESSAGES = 16
+_QUEUED_MESSAGES = 1024
 _QUEUED_BYTES = 256 * 1024
 
 
@@ -79,9 +79,10 @@ class PushedWire(Wire):
         self._tls = transport.get_extra_info("ssl_object")
         self._readable = Readable(transport.get_extra_info("socket").fileno())
 
-    def _pushed(self, message: str | bytes) -> None:
+    def _pushed(self, message: str | bytes, size: int) -> None:
         self._queue.append(message)
-        self._queued += len(message)
+        self._queued += size
+        self.bytes_received += size
         if not self._paused and (len(self._queue) >= _QUEUED_MESSAGES or self._queued >= _QUEUED_BYTES):
             self._paused = True
             if self._tls is None:
@@ -89,7 +90,8 @@ class PushedWire(Wire):
             else:
                 # Paused while it hands on what it has decrypted, TLS may keep the rest until more arrives.
                 self._loop.call_soon(self._pause)
-        self._wake(self._arrival)
+        if self._arrival is not None:
+            self._wake(self._arrival)
 
     def _pinged(self, answer: bytes) -> None:
         """Answer a ping; while nothing can be written, only the last one (RFC 6455, section 5.5.3).
@@ -152,11 +154,19 @@ class PushedWire(Wire):
             finally:
                 self._arrival = None
         message = self._queue.popleft()
-        self._queued -= len(message)
-        self.bytes_received += size_of(message)
-        if self._paused and not self._queue:
-            self._resume()
+        if not self._queue:
+            self._emptied()
         return message
+
+    def take_nowait(self) -> deque[str | bytes]:
+        messages, self._queue = self._queue, deque()
+        self._emptied()
+        return messages
+
+    def _emptied(self) -> None:
+        self._queued = 0
+        if self._paused:
+            self._resume()
 
     def _resume(self) -> None:
         self._paused = False
@@ -261,7 +271,8 @@ class StreamWire(PushedWire, asyncio.BufferedProtocol):
         session = self._session
         session.feed(data)
         while session.messages:
-            self._pushed(session.messages.popleft())
+            message = session.messages.popleft()
+            self._pushed(message, size_of(message))
         for payload in session.pongs:
             self._ponged(payload)
         session.pongs.clear()

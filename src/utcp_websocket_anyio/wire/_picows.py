@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import ssl
 from contextlib import suppress
 from typing import Any, cast
 
@@ -102,10 +101,10 @@ class PicowsWire(PushedWire):
             self._break(1009, f"a message longer than {self._limit} bytes")
             return
         if not is_text:
-            self._pushed(frame.get_payload_as_bytes())
+            self._pushed(frame.get_payload_as_bytes(), frame.payload_size)
             return
         try:
-            self._pushed(frame.get_payload_as_utf8_text())
+            self._pushed(frame.get_payload_as_utf8_text(), frame.payload_size)
         except UnicodeDecodeError:
             self._break(1007, _VIOLATIONS[1007])
 
@@ -119,10 +118,10 @@ class PicowsWire(PushedWire):
             return
         message, self._fragments = self._fragments, None
         if self._first == _BINARY:
-            self._pushed(bytes(message))
+            self._pushed(bytes(message), len(message))
             return
         try:
-            self._pushed(message.decode())
+            self._pushed(message.decode(), len(message))
         except UnicodeDecodeError:
             self._break(1007, _VIOLATIONS[1007])
 

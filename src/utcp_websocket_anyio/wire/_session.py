@@ -38,6 +38,13 @@ __all__ = ["Session", "refused", "user_agent"]
 
 _LONGEST_HEAD = 64 * 1024
 
+# Frames (RFC 6455, section 5.2): the first byte of a message in one frame, and how lengths up to 65,535 are written.
+_WHOLE_TEXT = 0x81
+_WHOLE_MESSAGE = (_WHOLE_TEXT, 0x82)
+_SHORTEST_HEADER = 2
+_TWO_BYTES_OF_LENGTH = 126
+_LENGTH_BYTES = 2
+
 # Its records would show handshake headers and messages.
 _silent = logging.Logger("utcp_websocket_anyio.wire", level=logging.CRITICAL + 1)  # noqa: LOG001 - not in the tree
 _silent.disabled = True
@@ -60,6 +67,7 @@ class Session:
         self.is_open = False
         self._target = target
         self._head: bytearray | None = bytearray()
+        self._takes_whole_frames = False
         self._unfinished = 0
         self._opcode = Opcode.TEXT
         self._is_fragmented = False
@@ -87,6 +95,10 @@ class Session:
         """Take in what was received; no bytes mean the end of the stream. Never raises."""
         if self.closed is not None:
             return
+        if data and self._takes_whole_frames and not (self._unfinished or self._is_fragmented):
+            data = self._take_whole_frames(data)
+            if not data:
+                return
         if self._head is not None:
             rest = self._judge_head(data)
             if rest is None:
@@ -100,6 +112,31 @@ class Session:
         else:
             self._protocol.receive_eof()
         self._take_events()
+
+    def _take_whole_frames(self, data: bytes | bytearray) -> bytes | bytearray:
+        """Take short messages of one frame, which most are, without the core's detours; give back what is left.
+
+        Whatever is out of the ordinary, and so everything that can be wrong but the text, is left to the core.
+        """
+        position, end = 0, len(data)
+        while end - position >= _SHORTEST_HEADER:
+            first, size = data[position], data[position + 1]
+            start = position + _SHORTEST_HEADER
+            if size == _TWO_BYTES_OF_LENGTH and end - start >= _LENGTH_BYTES:
+                size = int.from_bytes(data[start : start + _LENGTH_BYTES], "big")
+                start += _LENGTH_BYTES
+            elif size >= _TWO_BYTES_OF_LENGTH:
+                break
+            stop = start + size
+            if first not in _WHOLE_MESSAGE or stop > end or size > self._target.max_message_size:
+                break
+            try:
+                payload = data[start:stop]
+                self.messages.append(str(payload, "utf-8") if first == _WHOLE_TEXT else bytes(payload))
+            except UnicodeDecodeError:
+                break
+            position = stop
+        return data[position:] if position else data
 
     def _inflated(self, more: int) -> None:
         """A frame came out longer by so many bytes than it was received."""
@@ -194,6 +231,7 @@ class Session:
                     endpoint=self._target.endpoint,
                 )
             self.is_open = self.closed is None
+            self._takes_whole_frames = self.is_open and not self._protocol.extensions
         elif isinstance(failure, NegotiationError):
             self.closed = WebSocketProtocolError(
                 "the server chose a subprotocol or an extension that was not offered", endpoint=self._target.endpoint

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import itertools
 import socket
+from collections import deque
 from collections.abc import Callable
 
 import anyio
@@ -46,7 +47,14 @@ async def open_wire(target: Target) -> Wire:
             context = target.ssl_context or default_context()
             stream = trio.SSLStream(records, context, server_hostname=address.host, https_compatible=True)
             await stream.do_handshake()
-        wire = TrioWire(stream, Session(target), target, abort=opened.abort, arrived=opened.pending)
+        wire = TrioWire(
+            stream,
+            Session(target),
+            target,
+            abort=opened.abort,
+            arrived=opened.pending,
+            send_nowait=None if address.secure else opened.send_nowait,
+        )
         await wire.handshake()
         return wire
     except WebSocketError as error:
@@ -90,6 +98,15 @@ class _SocketStream(trio.abc.Stream):
                 continue
             except OSError:
                 raise trio.BrokenResourceError from None
+
+    def send_nowait(self, data: bytes) -> int:
+        """Send as much as there is room for; how many bytes that were."""
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            raise trio.BrokenResourceError from None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._stream.send_all(data)
@@ -140,6 +157,7 @@ class TrioWire(Wire):
     Args:
         abort: Closes the stream's transport, synchronously.
         arrived: Whether the transport has something to be read.
+        send_nowait: Sends what the transport has room for, and says how much; None where it cannot.
     """
 
     def __init__(
@@ -150,6 +168,7 @@ class TrioWire(Wire):
         *,
         abort: Callable[[], None],
         arrived: Callable[[], bool] = lambda: False,
+        send_nowait: Callable[[bytes], int] | None = None,
     ) -> None:
         self._stream = stream
         self._session = session
@@ -157,6 +176,7 @@ class TrioWire(Wire):
         self._chunk = LARGEST_COMPRESSED_READ if target.compression else _CHUNK
         self._abort = abort
         self._arrived = arrived
+        self._send_nowait = send_nowait
         self._reading = False
         self._sending = trio.Lock()
         self._pings: dict[bytes, trio.Event] = {}
@@ -196,6 +216,14 @@ class TrioWire(Wire):
         if session.closed is not None and self.closed is None:
             self._end(session.closed)
         return message
+
+    def take_nowait(self) -> deque[str | bytes]:
+        session = self._session
+        messages, session.messages = session.messages, deque()
+        self.bytes_received += sum(map(size_of, messages))
+        if session.closed is not None and self.closed is None:
+            self._end(session.closed)
+        return messages
 
     async def ping(self) -> None:
         self._check_open()
@@ -284,7 +312,10 @@ class TrioWire(Wire):
             await self._sending.acquire()
         try:
             self._check_open()
-            await self._stream.send_all(data)
+            # trio's own send is a checkpoint even where there is room; what follows a message is one anyway.
+            sent = 0 if self._send_nowait is None else self._send_nowait(data)
+            if sent < len(data):
+                await self._stream.send_all(memoryview(data)[sent:])
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             lost = True
         except WebSocketError:
