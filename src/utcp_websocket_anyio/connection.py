@@ -368,8 +368,7 @@ class Connection:
         """Record why the connection ended, once, and wake everyone who waits on it."""
         if self._error is not None:
             return
-        # How a close on this side ends on the wire is not why it ended.
-        self._error = error = self._reason or error
+        self._error = error = self._reason or error  # how a close on this side ends on the wire is not why
         self.wire.abort()
         self._outbox.close()
         self._lull.nudge()

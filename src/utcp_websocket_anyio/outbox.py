@@ -54,7 +54,7 @@ class Outbox:
         return outgoing
 
     async def reply(self, data: str | bytes) -> None:
-        """Queue an automatic reply. While many are unsent it waits, so that a peer that only asks is not read any more."""
+        """Queue an automatic reply; waits while many are unsent, so that a peer that only asks is not read any more."""
         replies = self._replies
         while replies and replies[0].done.is_set():
             replies.popleft()

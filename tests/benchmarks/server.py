@@ -1,0 +1,77 @@
+"""The server of every benchmark: picows' core, in a process of its own.
+
+``/echo`` answers each message with itself, ``/stream?count=N&size=S`` answers one with N messages of S bytes and the end
+of a UTCP stream. It prints its port and serves until its standard input ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from urllib.parse import parse_qs, urlsplit
+
+import picows
+
+END = json.dumps({"type": "stream_end"}).encode()
+
+
+class Echo(picows.WSListener):
+    def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
+        if frame.msg_type in (picows.WSMsgType.TEXT, picows.WSMsgType.BINARY):
+            transport.send(frame.msg_type, frame.get_payload_as_bytes())
+        elif frame.msg_type == picows.WSMsgType.PING:
+            transport.send_pong(frame.get_payload_as_bytes())
+        elif frame.msg_type == picows.WSMsgType.CLOSE:
+            transport.send_close(frame.get_close_code())
+            transport.disconnect()
+
+
+class Stream(Echo):
+    def __init__(self, count: int, size: int) -> None:
+        self.count = count
+        self.payload = b"x" * size
+        self.writable = asyncio.Event()
+        self.writable.set()
+
+    def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
+        if frame.msg_type == picows.WSMsgType.TEXT:
+            self.task = asyncio.ensure_future(self.send(transport))
+        else:
+            super().on_ws_frame(transport, frame)
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+
+    async def send(self, transport: picows.WSTransport) -> None:
+        for number in range(self.count):
+            transport.send(picows.WSMsgType.TEXT, self.payload)
+            if not self.writable.is_set():
+                await self.writable.wait()
+            elif number % 100 == 0:
+                await asyncio.sleep(0)
+        transport.send(picows.WSMsgType.TEXT, END)
+
+
+def listener(request: picows.WSUpgradeRequest) -> picows.WSListener:
+    url = urlsplit(request.path.decode())
+    if url.path != "/stream":
+        return Echo()
+    query = parse_qs(url.query)
+    return Stream(int(query["count"][0]), int(query["size"][0]))
+
+
+async def main() -> None:
+    server = await picows.ws_create_server(
+        listener, "127.0.0.1", 0, enable_auto_ping=False, max_frame_size=2**26, backlog=2000
+    )
+    async with server:
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
