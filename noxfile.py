@@ -149,3 +149,27 @@ def run_tests(session: nox.Session, *options: str) -> None:
     environment = {"PYTHONHASHSEED": "0"}
     pytest = ["python", "-X", "dev", "-W", "error", "-m", "pytest", "-n", "4"]
     session.run(*pytest, *options, *session.posargs, env=environment)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """This package against its peers; writes tests/benchmarks/results. Arguments: ``--rounds N`` and workloads."""
+    installed = {
+        "ours": [".", "uvloop"],
+        "plugin": ["utcp", "utcp-websocket"],
+        "by-hand": ["picows", "aiohttp", "websockets", "trio", "trio-websocket"],
+    }
+    arguments = []
+    for name, packages in installed.items():
+        environment = Path(session.create_tmp()) / name
+        session.run("python", "-m", "venv", str(environment), silent=True)
+        python = str(environment / "bin" / "python")
+        session.run(python, "-m", "pip", "install", "--quiet", *packages, external=True)
+        arguments += ["--environment", f"{name}={python}"]
+    session.install("matplotlib")
+    results = Path("tests/benchmarks/results")
+    results.mkdir(exist_ok=True)
+    outcomes = str(Path(session.create_tmp()) / "outcomes.json")
+    session.run("python", "tests/benchmarks/run.py", *arguments, "--output", outcomes, *session.posargs)
+    table, plot = str(results / "table.md"), str(results / "plot.svg")
+    session.run("python", "tests/benchmarks/report.py", outcomes, "--table", table, "--plot", plot)
