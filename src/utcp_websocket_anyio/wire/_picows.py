@@ -89,10 +89,9 @@ class PicowsWire(PushedWire):
             self._closed_by_peer(frame)
 
     def disconnected(self, transport: picows.WSTransport) -> None:
-        handshake: Any = transport.close_handshake  # None without a close frame, whatever picows' type stub says
-        if self.closed is None and handshake and handshake.sent and not handshake.recv:
+        if self.closed is None and transport.is_close_frame_sent:
             # picows itself found a violation and said so in its close frame.
-            self._ended(self._violation(_VIOLATIONS.get(_number(handshake.sent.code), "an invalid frame")))
+            self._ended(self._violation(self._violation_found()))
         self._disconnected()
         self._loop.call_soon(_retrieve_failure, transport)
 
@@ -127,8 +126,12 @@ class PicowsWire(PushedWire):
 
     def _closed_by_peer(self, frame: picows.WSFrame) -> None:
         assert self._socket is not None
+        if self.closed is None and self._socket.is_close_frame_sent:
+            # picows found a violation in another frame, said so, and goes on for a moment.
+            self._ended(self._violation(self._violation_found()))
+            return
         code = _number(frame.get_close_code()) if frame.payload_size >= 2 else 1005
-        if not (code in _CLOSE_CODES or 3000 <= code < 5000):
+        if frame.payload_size and not (code in _CLOSE_CODES or 3000 <= code < 5000):
             self._break(1002, "an invalid close code")
             return
         if not self._socket.is_close_frame_sent:
@@ -142,6 +145,11 @@ class PicowsWire(PushedWire):
         self._send_close(code, "")
         self._ended(self._violation(how))
         self._socket.disconnect()
+
+    def _violation_found(self) -> str:
+        assert self._socket is not None
+        handshake: Any = self._socket.close_handshake  # None without a close frame, whatever picows' type stub says
+        return _VIOLATIONS.get(_number(handshake.sent.code), "an invalid frame")
 
     def _violation(self, how: str) -> WebSocketProtocolError:
         return WebSocketProtocolError(f"the peer broke the WebSocket protocol: {how}", endpoint=self._endpoint)
@@ -174,7 +182,7 @@ _VIOLATIONS = {
     1007: "text that is not UTF-8",
     1009: "a message longer than the limit",
 }
-_CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, 1005, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
+_CLOSE_CODES = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
 
 
 def _number(code: object) -> int:
