@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from terminal import BACKENDS, COMMAND, done, run, served, ws
 
-from utcp_websocket_anyio import ToolServer
+from utcp_websocket_anyio import ToolServer, __version__
+from utcp_websocket_anyio.cli import main
 from utcp_websocket_anyio.cli.failures import EXIT_CODES
 
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send")
@@ -67,10 +70,16 @@ def test_the_console_script_is_the_command() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_demo_goes_through_every_step(backend: str) -> None:
+def test_the_demo_leaves_nothing_behind(backend: str) -> None:
     told = run("demo", "--backend", backend)
     assert (told.returncode, told.stderr) == (0, "")
-    assert f"runs on {backend}" in told.stdout
+    assert told.stdout.endswith("Your own tools: utcp-ws serve FILE.py\n")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_demo_goes_through_every_step(backend: str) -> None:
+    told = done("demo", "--backend", backend)
+    assert f"runs on {backend}" in told
     for part in (
         "demo.countdown   Count down to zero.",
         "   42\n",
@@ -81,7 +90,21 @@ def test_the_demo_goes_through_every_step(backend: str) -> None:
         "the next call gets its own: 'And now? 42.'",
         "Every connection is closed.",
     ):
-        assert part in told.stdout
+        assert part in told
+
+
+def test_the_script_hands_over_to_the_command(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", list(root.handlers))
+    monkeypatch.setattr(sys, "argv", ["utcp-ws", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"utcp-ws, version {__version__}\n")
+    monkeypatch.setitem(sys.modules, "rich", None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 69
+    assert capsys.readouterr().err.startswith("utcp-ws needs rich, ")
 
 
 @pytest.mark.parametrize(("name", "other"), [("click", "rich"), ("rich", "click")])

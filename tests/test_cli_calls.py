@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,16 @@ def test_a_result_is_text_or_json_and_with_json_always_json(backend: str, url: s
     assert done("call", url, "echo", "--backend", backend, "--json").count("\n") == 1
 
 
+def test_a_terminal_gets_colours_and_sees_that_something_goes_on(backend: str, url: str) -> None:
+    result = ws("call", url, "echo", "--backend", backend, env={"FORCE_COLOR": "1", "TERM": "xterm-256color"})
+    assert "\x1b[" in result.stdout
+    assert json.loads(re.sub(r"\x1b\[[0-9;]*m", "", result.stdout))["text"] == ""
+    assert "calling echo" in result.stderr
+    listed = done("discover", url, "--backend", backend, env={"FORCE_COLOR": "1", "TERM": "xterm-256color"})
+    assert "\x1b[1mtool" in listed
+    assert "[text=string]" in listed
+
+
 def test_bytes_are_written_as_they_are_and_in_json_as_base64(backend: str, tmp_path: Path) -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
@@ -239,6 +250,10 @@ def test_a_target_that_cannot_be_is_a_mistake_of_the_user(backend: str, target: 
         ("{", "it is no JSON: "),
         ("[]", "must hold a JSON object"),
         ('{"tools": [{"name": "a"}]}', "none of the manual's tools has a tool_call_template of type websocket"),
+        (
+            '{"call_template_type": "http", "url": "https://127.0.0.1:1/"}',
+            "are for WebSocket endpoints; the manual is none",
+        ),
         ('{"manual_call_templates": [1]}', "a call template must be a JSON object"),
         ('{"url": "ws://127.0.0.1/", "timeout": 0}', "timeout: "),
         ('{"url": "ws://127.0.0.1/", "call_template_type": "smoke"}', "smoke"),
@@ -247,7 +262,7 @@ def test_a_target_that_cannot_be_is_a_mistake_of_the_user(backend: str, target: 
 def test_a_file_that_cannot_be_is_a_mistake_of_the_user(backend: str, content: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_text(content)
-    assert said in failed(2, "call", str(path), "tool", "--backend", backend)
+    assert said in failed(2, "call", str(path), "tool", "-H", "X: 1", "--backend", backend)
 
 
 class Recorder:

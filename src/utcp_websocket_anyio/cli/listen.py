@@ -142,13 +142,13 @@ async def _connect(found: Found, session: _Session) -> Connection:
     if session.protocol is not None:
         values["protocol"] = session.protocol
     plan = serializer.validate_dict(values).plan
-    silent = dataclasses.replace(plan.connection, on_connect=(), auto_reply=(), on_close=())
+    settings = plan.connection
+    silent = dataclasses.replace(settings, on_connect=(), auto_reply=(), on_close=())
     plan = dataclasses.replace(plan, connection=silent, endpoints={})
     request = prepare(plan, "", arguments, manual=template.name)
     with waiting(f"connecting to {request.endpoint.label}"):
         opened = await Connector(None, Tally()).connect(request.endpoint, plan)
     console(err=True).print(f"connected to {request.endpoint.label}", style="dim", markup=False)
-    settings = serializer.validate_dict(values).plan.connection
     return Connection(_ShownWire(opened.wire, session.show), settings, label=opened.label)
 
 

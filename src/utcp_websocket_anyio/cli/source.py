@@ -116,6 +116,8 @@ async def open_manual(source: Source, access: Access) -> AsyncIterator[Manual]:
         template = with_access(WebSocketCallTemplateSerializer().validate_dict(source.template), access)
     else:
         template = CallTemplateSerializer().validate_dict(source.template)
+        if access.headers or access.auth:
+            raise Failure("--header and --auth are for WebSocket endpoints; the manual is none")
     async with open_client(config) as client:
         result = await client.register_manual(template)
         if not result.success:
