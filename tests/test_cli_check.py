@@ -220,7 +220,7 @@ def test_values_are_told_apart(field: str, value: Any, words: str) -> None:
         ({"a": {"$or": [1, {"$absent": True}]}}, "that is a JSON object with a being either 1 or nothing"),
         (
             {"id": 1, "$or": [{"error": {"$any": True}}, {"code": {"$in": [1, 2]}}]},
-            "with id = 1, and either that is a JSON object with error or that is a JSON object with code being one of 1, 2",
+            "id = 1, and either that is a JSON object with error or that is a JSON object with code being one of 1, 2",
         ),
         ({"$or": ["a"]}, "in whose text a is found"),
         ({"a": {"b": 1, "$and": [{"$any": True}]}}, "with a being a JSON object with b = 1 and anything"),
