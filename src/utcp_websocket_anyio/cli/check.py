@@ -97,7 +97,7 @@ def _findings(source: Source, access: Access, tool_name: str | None, pairs: Pair
     raise Failure(f"not valid: {fault}", code=1, kind="InvalidTemplate")
 
 
-async def _ask(_: Plan) -> Any:
+async def _ask(_: Plan) -> Any:  # noqa: ASYNC124 - never called, but awaited if it were
     raise AssertionError
 
 

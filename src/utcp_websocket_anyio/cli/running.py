@@ -61,7 +61,7 @@ async def _until_signal(function: Callable[[], Awaitable[Result]]) -> Result:
     return results[0]
 
 
-async def _wait_for_signal(
+async def _wait_for_signal(  # noqa: ASYNC114 - started in one place
     scope: anyio.CancelScope,
     received: list[int],
     *,
