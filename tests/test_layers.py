@@ -30,7 +30,7 @@ LAYERS = [
     ["conversation", "outbox", "router", "lull", "mailbox", "statistics"],
     ["wire", "wire._picows", "wire._trio"],
     ["wire._asyncio"],
-    ["wire._session", "wire._faults"],
+    ["wire._session", "wire._faults", "wire._addresses"],
     ["repository", "request", "verdict"],
     ["call_template"],
     ["plan"],
@@ -45,6 +45,7 @@ LAYERS = [
 
 EVENT_LOOPS = {"asyncio", "picows", "trio", "trio_websocket", "uvloop", "websockets"}
 MAY_IMPORT_THEM = {
+    "wire._addresses": {"asyncio"},
     "wire._asyncio": {"asyncio"},
     "wire._picows": {"picows"},
     "wire._session": {"websockets"},

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-import socket
 import ssl
 from abc import abstractmethod
 from collections import deque
@@ -21,10 +20,11 @@ from ..errors import WebSocketClosedError, WebSocketError
 from ..security import split_address
 from ..tls import default_context
 from . import CLOSING_TIME, LARGEST_COMPRESSED_READ, Readable, Target, Wire, size_of
+from ._addresses import open_socket
 from ._faults import connection_failure
 from ._session import Session
 
-__all__ = ["PushedWire", "StreamWire", "open_socket", "open_wire"]
+__all__ = ["PushedWire", "StreamWire", "open_wire"]
 
 _QUEUED_MESSAGES = 1024
 _QUEUED_BYTES = 256 * 1024
@@ -311,31 +311,6 @@ class StreamWire(PushedWire, asyncio.BufferedProtocol):
     def _send_close(self, code: int, reason: str) -> None:
         assert self._transport is not None
         self._transport.write(self._session.close(code, reason))
-
-
-async def open_socket(host: str, port: int) -> socket.socket:
-    """A connected TCP socket: the first address that answers.
-
-    Raises:
-        OSError: None does.
-    """
-    loop = asyncio.get_running_loop()
-    failure: OSError | None = None
-    for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        candidate = socket.socket(family, kind, protocol)
-        try:
-            candidate.setblocking(False)
-            candidate.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.sock_connect(candidate, address)
-        except OSError as error:
-            candidate.close()
-            failure = error
-        except BaseException:
-            candidate.close()
-            raise
-        else:
-            return candidate
-    raise failure or OSError("no address")
 
 
 async def open_wire(target: Target) -> Wire:

@@ -18,7 +18,8 @@ from ..errors import WebSocketConnectionError, WebSocketError, WebSocketProtocol
 from ..security import split_address
 from ..tls import default_context
 from . import Target, Wire
-from ._asyncio import PushedWire, open_socket
+from ._addresses import open_socket
+from ._asyncio import PushedWire
 from ._faults import connection_failure
 from ._session import closed_by_peer, refused, user_agent
 
