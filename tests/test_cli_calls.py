@@ -70,6 +70,7 @@ def test_what_discover_writes_is_a_manual_that_call_reads(backend: str, url: str
     [
         ("text=3", {"text": "3"}),
         ("text=", {"text": ""}),
+        ('text="a"', {"text": '"a"'}),
         ("text=a=b", {"text": "a=b"}),
         ("number=3", {"number": 3.0}),
         ("flag=true", {"flag": True}),
@@ -296,6 +297,17 @@ def test_headers_and_credentials_go_with_discovery_and_call(backend: str) -> Non
     assert set(recorder.seen("X-One")) == {"1"}
     assert set(recorder.seen("X-Two")) == {"2"}
     assert set(recorder.seen("Authorization")) == {"Bearer t"}
+
+
+def test_headers_of_the_command_replace_those_of_the_file(backend: str, tmp_path: Path) -> None:
+    recorder = Recorder()
+    with endpoint(recorder) as url:
+        file = written(tmp_path / "m.json", manual(url, headers={"X-One": "file", "X-Two": "file"}))
+        done("call", file, "tool", "-H", "x-one: command", "--backend", backend)
+    head = recorder.peers[0].request.lower()
+    assert head.count("x-one: ") == 1
+    assert "x-one: command" in head
+    assert "x-two: file" in head
 
 
 def test_headers_and_credentials_go_to_no_other_origin(backend: str) -> None:
