@@ -885,3 +885,10 @@ def test_an_endpoint_shows_no_query() -> None:
     plan = template().plan
     endpoint = Endpoint("manual", "wss://example.com/a?token=SECRET", (("X", "SECRET"),), None, plan.connection)
     assert repr(endpoint) == "<Endpoint wss://example.com/a of manual>"
+
+
+def test_white_space_in_a_placeholder_of_a_url_is_fine_and_elsewhere_is_not() -> None:
+    spaced = WebSocketCallTemplate(name="m", url="wss://h/{{ args.a }}?q={{ args.b | urlencode }}")
+    assert spaced.plan.url.render(Values({"a": "x y", "b": "z"}, "t")) == "wss://h/x%20y?q=z"
+    with pytest.raises(ValidationError, match="url"):
+        WebSocketCallTemplate(name="m", url="wss://h/a b/{{ args.a }}")

@@ -427,8 +427,13 @@ async def afterwards(connection: Peer, answer: bytes, pushed: bytes) -> None:
     ids=lambda push: push.__name__,
 )
 async def test_what_is_pushed_behind_an_answer_reaches_no_later_call(
-    server: ssl.SSLContext, trusting: ssl.SSLContext, push: Callable[[Peer, bytes, bytes], Awaitable[None]]
+    server: ssl.SSLContext,
+    trusting: ssl.SSLContext,
+    push: Callable[[Peer, bytes, bytes], Awaitable[None]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # So that reading is paused in the middle of what is pushed.
+    monkeypatch.setattr("utcp_websocket_anyio.wire._asyncio._QUEUED_MESSAGES", 16)
     connections = 0
     pushed = anyio.Semaphore(0)
 

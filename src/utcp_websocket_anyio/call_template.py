@@ -10,6 +10,7 @@ import copy
 import json
 import logging
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -281,7 +282,8 @@ def _inline_tool(tool: Object, where: str) -> Object:
 def _check_addresses(template: WebSocketCallTemplate) -> None:
     """The rules for URLs, as far as they are known: a client resolves its `${…}` variables later."""
     if "${" not in compile_url(template.url, "url").origin:
-        check_websocket_url(template.url)
+        # White space inside the braces of a placeholder is none of the URL.
+        check_websocket_url(re.sub(r"\{\{[^{}]*\}\}", lambda hole: "".join(hole[0].split()), template.url))
     if template.discovery_url is not None and "${" not in template.discovery_url:
         check_http_url(template.discovery_url, "discovery_url")
     if isinstance(template.auth, OAuth2Auth) and "${" not in template.auth.token_url:
