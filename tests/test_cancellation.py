@@ -86,7 +86,7 @@ async def cancelled_after(turns: int, operation: Callable[[], Awaitable[Any]]) -
         for _ in range(turns):
             await anyio.lowlevel.checkpoint()
             if ended:
-                return False
+                break
         task_group.cancel_scope.cancel()
     return not ended
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import importlib
 import json
 import os
 import socket
@@ -149,8 +150,8 @@ async def connect_websockets(url: str) -> Any:
 
 @asynccontextmanager
 async def connect_websockets_trio(url: str) -> Any:
-    from websockets.trio import client
-
+    # Only the newer releases have it.
+    client = importlib.import_module("websockets.trio.client")
     async with client.connect(url, max_size=None, compression=None) as connection:
         yield connection
 
