@@ -9,10 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import anyio
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
 from utcp_websocket_anyio import AnyioUtcpClient, WebSocketError, open_client
@@ -62,11 +64,13 @@ def url() -> Iterator[str]:
     def answer(connection: ServerConnection) -> None:
         assert connection.request is not None
         seconds = connection.request.path.removeprefix("/")
-        for message in connection:
-            if seconds == "never":
-                return
-            time.sleep(float(seconds))
-            connection.send(f"{message!s} after {seconds} s")
+        # Whoever lost the race has hung up.
+        with suppress(ConnectionClosed):
+            for message in connection:
+                if seconds == "never":
+                    return
+                time.sleep(float(seconds))
+                connection.send(f"{message!s} after {seconds} s")
 
     with serve(answer, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever)

@@ -68,10 +68,10 @@ async def patiently(peer: Peer) -> None:
     """As `answer`; a connection that ends is no reason to complain."""
     try:
         await answer(peer)
-    except BaseException as error:
-        if isinstance(error, Exception) and not isinstance(error, AssertionError):
-            raise anyio.EndOfStream from None
+    except AssertionError:
         raise
+    except Exception:
+        raise anyio.EndOfStream from None
 
 
 @asynccontextmanager

@@ -207,7 +207,7 @@ async def test_an_idle_connection_survives_a_flood_and_keeps_nothing_of_it(what:
             go.set()
             await read.wait()
             assert memory.held < 2 * MIB
-            assert memory.peak < 8 * MIB
+            assert memory.peak < 12 * MIB, "what one read holds, as objects"
         assert "id" in await call(protocol, flooded)
 
 
