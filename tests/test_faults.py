@@ -70,7 +70,7 @@ async def patiently(peer: Peer) -> None:
         await answer(peer)
     except AssertionError:
         raise
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever the connection ended with
         raise anyio.EndOfStream from None
 
 
