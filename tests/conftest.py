@@ -53,10 +53,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What was not closed warns when it is collected, and a warning is an error; so it is collected here."""
+    """What was not closed warns when it is collected, and a warning is an error; so what is young is collected here."""
     yield
     if "anyio_backend" in request.fixturenames:
-        gc.collect()
+        gc.collect(1)
 
 
 @pytest.fixture

@@ -225,6 +225,13 @@ async def open_wire(target: Target) -> Wire:
         headers.append(("Sec-WebSocket-Protocol", target.subprotocol))
     failure: WebSocketError
     opened: socket.socket | None = None
+    is_handed_over = False
+
+    def hand_over(_: object) -> socket.socket | None:
+        nonlocal is_handed_over
+        is_handed_over = True
+        return opened
+
     try:
         opened = await open_socket(address.host, address.port)
         transport, _ = await picows.ws_connect(
@@ -240,7 +247,7 @@ async def open_wire(target: Target) -> Wire:
             max_redirects=0,
             proxy=None,
             read_buffer_init_size=_READ_BUFFER,
-            socket_factory=lambda _: opened,
+            socket_factory=hand_over,
         )
         if cast("picows.WSTransport | None", transport) is None or transport.response is None:
             # How picows tells of a connection that was closed before the server had answered.
@@ -255,20 +262,26 @@ async def open_wire(target: Target) -> Wire:
     except picows.WSHandshakeError as error:
         failure = _handshake_failure(error, target.endpoint)
     except BaseException:
-        _give_up(wire, opened)
+        _give_up(wire, opened, is_handed_over)
         raise
-    _give_up(wire, opened)
+    _give_up(wire, opened, is_handed_over)
     raise failure
 
 
-def _give_up(wire: PicowsWire, opened: socket.socket | None) -> None:
-    """Leave nothing open. Before the handshake is done picows shows no transport; the end of the stream closes it."""
+def _give_up(wire: PicowsWire, opened: socket.socket | None, is_handed_over: bool) -> None:
+    """Leave nothing open.
+
+    Before the handshake is done picows shows no transport. The end of the stream closes it; closing the socket under it
+    would not.
+    """
     wire.abort()
-    if opened is not None and wire.never_connected:
-        try:
+    if opened is None or not wire.never_connected:
+        return
+    if not is_handed_over:
+        opened.close()
+    else:
+        with suppress(OSError):
             opened.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            opened.close()
 
 
 def _negotiation_fault(transport: picows.WSTransport, target: Target) -> WebSocketProtocolError | None:
