@@ -23,7 +23,8 @@ from utcp_websocket_anyio.errors import (
     WebSocketProtocolError,
     WebSocketSecurityError,
 )
-from utcp_websocket_anyio.http import _failure, request_json
+from utcp_websocket_anyio.faults import connection_failure
+from utcp_websocket_anyio.http import request_json
 
 pytestmark = pytest.mark.anyio
 
@@ -192,7 +193,7 @@ async def test_a_name_that_cannot_be_resolved_is_said_so() -> None:
     outer = httpx.ConnectError("all attempts failed")
     outer.__cause__ = OSError("all attempts failed")
     outer.__cause__.__cause__ = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-    error = _failure(outer, "test request", "https://nowhere.invalid/")
+    error = connection_failure(outer, "https://nowhere.invalid/", what="the test request failed")
     assert str(error) == "the test request failed: the host name cannot be resolved (https://nowhere.invalid/)"
     assert error.transient
 

@@ -30,7 +30,7 @@ LAYERS = [
     ["conversation", "outbox", "router", "lull", "mailbox", "statistics"],
     ["wire", "wire._picows", "wire._trio"],
     ["wire._asyncio"],
-    ["wire._session", "wire._faults", "wire._addresses"],
+    ["wire._session", "wire._addresses"],
     ["repository", "request", "verdict"],
     ["call_template"],
     ["plan"],
@@ -38,7 +38,7 @@ LAYERS = [
     ["auth", "extraction", "template"],
     ["http", "patterns"],
     ["placeholders"],
-    ["message", "security", "tls"],
+    ["message", "security", "tls", "faults", "iteration"],
     ["errors"],
 ]
 """From the top down. A module imports from lower layers only; `wire` is also the interface of its engines."""

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
 import ssl
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from .errors import WebSocketConnectionError, WebSocketError, WebSocketProtocolError
+from .faults import connection_failure
 from .security import check_http_url, display_url
 from .tls import default_context
 
@@ -101,7 +100,9 @@ async def request_json(
             body = _Body(response.headers.get("Content-Encoding", "identity").strip().lower(), max_size)
             await _read(response, body, sockets)
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-        failure = _failure(error, what, endpoint)
+        failure = connection_failure(
+            error, endpoint, what=f"the {what} failed", lost="the connection was lost, or the answer is no valid HTTP"
+        )
     else:
         _log.debug("%s: %s answered with status %d", what, display_url(url), status)
         content = body.finish()
@@ -192,34 +193,6 @@ class _Sockets:
         with anyio.CancelScope(shield=True):
             for stream in self._streams:
                 await stream.aclose()
-
-
-def _failure(error: Exception, what: str, endpoint: str) -> WebSocketConnectionError:
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            reason = f"TLS: the certificate is not trusted: {cause.verify_message}"
-        elif isinstance(cause, ssl.SSLError):
-            reason = f"TLS: {cause.reason or 'the handshake failed'}"
-        else:
-            continue
-        return WebSocketConnectionError(f"the {what} failed: {reason}", endpoint=endpoint)
-    reason = "the connection was lost, or the answer is no valid HTTP"
-    for cause in causes:
-        if isinstance(cause, socket.gaierror):
-            reason = "the host name cannot be resolved"
-        elif isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
-            reason = os.strerror(cause.errno)
-    return WebSocketConnectionError(f"the {what} failed: {reason}", endpoint=endpoint, transient=True)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what is in it, and what is behind it."""
-    while error is not None:
-        yield error
-        for inner in getattr(error, "exceptions", ()):
-            yield from _causes(inner)
-        error = error.__cause__ or error.__context__
 
 
 class _Discreet(logging.Filter):

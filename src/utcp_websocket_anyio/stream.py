@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from types import TracebackType
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .errors import WebSocketError
 from .exchange import Exchange
+from .iteration import Iteration
 from .verdict import END
 
 __all__ = ["ResponseStream"]
 
 
-class ResponseStream(AsyncGenerator[Any, None]):
+class ResponseStream(Iteration):
     """The responses of one exchange, as they arrive.
 
     It is an async generator in all but its implementation. A native one that is dropped half-way would be closed by a
@@ -70,24 +70,6 @@ class ResponseStream(AsyncGenerator[Any, None]):
         exchange = self._exchange = await start()
         await exchange.open()
         return await exchange.next()
-
-    async def asend(self, value: Any) -> Any:
-        """The next response; a stream takes no values, so `value` must be None."""
-        if value is not None:
-            raise TypeError("a stream of responses takes no values")
-        return await self.__anext__()
-
-    async def athrow(
-        self,
-        typ: type[BaseException] | BaseException,
-        val: BaseException | object = None,
-        tb: TracebackType | None = None,
-    ) -> Any:
-        """End the stream and raise the exception."""
-        await self.aclose()
-        if isinstance(typ, BaseException):
-            raise typ
-        raise typ() if val is None else val if isinstance(val, BaseException) else typ(val)
 
     async def aclose(self) -> None:
         """End the stream; its connection is given up without waiting for anything."""

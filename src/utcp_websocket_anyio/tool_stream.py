@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from types import TracebackType
 from typing import Any
+
+from .iteration import Iteration
 
 __all__ = ["ToolStream"]
 
 
-class ToolStream(AsyncGenerator[Any, None]):
+class ToolStream(Iteration):
     """What `start` returns, item by item; it is called when the first one is asked for.
 
     A native async generator would keep the stream inside it alive until an event loop closes it. This one closes what
@@ -46,24 +47,6 @@ class ToolStream(AsyncGenerator[Any, None]):
             if ended:
                 # As leaving a block with `aclosing` would; a cancellation reaches into it.
                 await self._finish()  # noqa: ASYNC102
-
-    async def asend(self, value: Any) -> Any:
-        """The next item; a tool takes no values, so `value` must be None."""
-        if value is not None:
-            raise TypeError("the stream of a tool takes no values")
-        return await self.__anext__()
-
-    async def athrow(
-        self,
-        typ: type[BaseException] | BaseException,
-        val: BaseException | object = None,
-        tb: TracebackType | None = None,
-    ) -> Any:
-        """End the stream and raise the exception."""
-        await self.aclose()
-        if isinstance(typ, BaseException):
-            raise typ
-        raise typ() if val is None else val if isinstance(val, BaseException) else typ(val)
 
     async def aclose(self) -> None:
         """End the stream, and that of the protocol."""

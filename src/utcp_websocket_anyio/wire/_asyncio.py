@@ -17,11 +17,11 @@ from typing import cast
 import anyio
 
 from ..errors import WebSocketClosedError, WebSocketError
+from ..faults import connection_failure
 from ..security import split_address
 from ..tls import default_context
 from . import CLOSING_TIME, LARGEST_COMPRESSED_READ, Readable, Target, Wire, size_of
 from ._addresses import open_socket
-from ._faults import connection_failure
 from ._session import Session
 
 __all__ = ["PushedWire", "StreamWire", "open_wire"]

@@ -15,12 +15,12 @@ from typing import Any, cast
 import picows
 
 from ..errors import WebSocketConnectionError, WebSocketError, WebSocketProtocolError
+from ..faults import connection_failure
 from ..security import split_address
 from ..tls import default_context
 from . import Target, Wire
 from ._addresses import open_socket
 from ._asyncio import PushedWire
-from ._faults import connection_failure
 from ._session import closed_by_peer, refused, user_agent
 
 __all__ = ["PicowsWire", "open_wire"]

@@ -20,10 +20,10 @@ import anyio
 import trio
 
 from ..errors import WebSocketClosedError, WebSocketError
+from ..faults import connection_failure
 from ..security import split_address
 from ..tls import default_context
 from . import CLOSING_TIME, LARGEST_COMPRESSED_READ, Readable, Target, Wire, size_of
-from ._faults import connection_failure
 from ._session import Session
 
 __all__ = ["TrioWire", "open_wire"]
