@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -98,4 +99,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger().setLevel(logging.WARNING)  # UTCP's core has it at INFO
     asyncio.run(main())

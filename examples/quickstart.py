@@ -6,6 +6,7 @@ Run it: ``python examples/quickstart.py``. It needs no network but loopback.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
@@ -146,4 +147,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger().setLevel(logging.WARNING)  # UTCP's core has it at INFO
     trio.run(main)

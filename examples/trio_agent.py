@@ -6,6 +6,7 @@ at any moment, with every connection closed and nothing left running.
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -116,4 +117,5 @@ async def main() -> bool:
 
 
 if __name__ == "__main__":
+    logging.getLogger().setLevel(logging.WARNING)  # UTCP's core has it at INFO
     sys.exit(0 if trio.run(main) else 128 + signal.SIGINT)
