@@ -72,13 +72,18 @@ class FaultProxy:
             try:
                 async with (
                     client,
-                    await anyio.connect_tcp("127.0.0.1", self._target) as server,
+                    await self._connect() as server,
                     anyio.create_task_group() as task_group,
                 ):
                     task_group.start_soon(self._pass_on, client, server, scope)
                     task_group.start_soon(self._pass_on, server, client, scope)
             finally:
                 self._open.remove(scope)
+
+    async def _connect(self) -> anyio.abc.SocketStream:
+        # Cancelled at the wrong moment, connect_tcp of older releases leaves its socket open on asyncio.
+        with anyio.CancelScope(shield=True):
+            return await anyio.connect_tcp("127.0.0.1", self._target)
 
     async def _pass_on(
         self, source: anyio.abc.SocketStream, sink: anyio.abc.SocketStream, connection: anyio.CancelScope

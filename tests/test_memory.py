@@ -273,11 +273,15 @@ async def test_a_handshake_that_never_ends_takes_little_memory() -> None:
         while True:
             await peer.send_raw(headers)
 
+    async def attempt() -> None:
+        with pytest.raises(WebSocketConnectionError):
+            await call(protocol, template(url, message="x", connection_timeout=10, reconnect_attempts=0))
+
     async with entered() as protocol, peer(script) as url:
+        await attempt()  # what the first one imports stays
         with measured() as memory:
-            with pytest.raises(WebSocketConnectionError):
-                await call(protocol, template(url, message="x", connection_timeout=2, reconnect_attempts=0))
-            assert memory.peak < 2 * MIB
+            await attempt()
+            assert memory.peak < MIB
 
 
 @pytest.mark.parametrize("size", [16, 60 * KIB])
