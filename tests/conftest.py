@@ -27,7 +27,9 @@ if importlib.util.find_spec("uvloop") is not None:
 
 @pytest.fixture(params=BACKENDS)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    return request.param
+    """On asyncio in debug mode, unless the module says ``ASYNCIO_DEBUG = False``."""
+    name, options = request.param
+    return name, {**options, "debug": getattr(request.module, "ASYNCIO_DEBUG", True)} if "debug" in options else options
 
 
 @pytest.fixture

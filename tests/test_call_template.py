@@ -680,7 +680,7 @@ def test_declaring_an_input_in_the_host_is_an_error() -> None:
         ({"expected_responses": -1}, "is_subscription", True),
         ({}, "is_subscription", False),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_a_plan_says_what_the_fields_come_to(fields: dict[str, Any], attribute: str, value: Any) -> None:
     assert getattr(template(**fields).plan, attribute) == value

@@ -13,7 +13,6 @@ from typing import Any
 
 import anyio
 import pytest
-from conftest import BACKENDS
 from driver import entered, template
 from files import allow_many_files
 
@@ -22,16 +21,11 @@ from utcp_websocket_anyio import WebSocketCallTemplate, WebSocketCommunicationPr
 # On a machine that does other things, too, the server in its own process may be slow to take them all.
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
+ASYNCIO_DEBUG = False  # which takes several times as long
+
 MANY = 1000
 
 Record = Callable[[str, object], None]
-
-
-@pytest.fixture(params=BACKENDS)
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    """As everywhere, but without asyncio's debug mode, which takes several times as long."""
-    name, options = request.param
-    return name, {**options, "debug": False} if name == "asyncio" else options
 
 
 @pytest.fixture(scope="module")

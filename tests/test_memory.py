@@ -26,6 +26,8 @@ from utcp_websocket_anyio import (
 
 pytestmark = pytest.mark.anyio
 
+ASYNCIO_DEBUG = False  # which remembers where everything came from
+
 KIB, MIB = 2**10, 2**20
 DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate"
 BY_ID: dict[str, Any] = {"message": {"id": "{{call_id}}"}, "message_filter": {"id": "{{call_id}}"}}
@@ -177,11 +179,11 @@ async def test_fragments_cost_what_they_carry() -> None:
 
 
 FLOODS = {
-    "large messages": (frame(BINARY, bytes(60 * KIB)), 48 * MIB),
-    "small messages": (frame(TEXT, b'{"event": "none of it asked for"}'), MIB),
-    "empty messages": (frame(TEXT, fin=False) + frame(CONTINUATION), 128 * KIB),
+    "large messages": (frame(BINARY, bytes(60 * KIB)), 24 * MIB),
+    "small messages": (frame(TEXT, b'{"event": "none of it asked for"}'), MIB // 2),
+    "empty messages": (frame(TEXT, fin=False) + frame(CONTINUATION), 64 * KIB),
     "pings": (frame(PING, bytes(125)), 256 * KIB),
-    "pongs": (frame(PONG, bytes(125)), 2 * MIB),
+    "pongs": (frame(PONG, bytes(125)), MIB),
 }
 
 
@@ -226,7 +228,7 @@ async def test_a_peer_that_asks_and_reads_nothing_is_given_up_and_its_answers_ar
 
     async with entered() as protocol, peer(script) as url:
         asked = template(
-            url, **fields, auto_reply=[{"match": "^ping$", "reply": "p" * 125}], ping_interval=0.5, pong_timeout=0.5
+            url, **fields, auto_reply=[{"match": "^ping$", "reply": "p" * 125}], ping_interval=0.2, pong_timeout=0.2
         )
         await call(protocol, asked)
         with measured() as memory:

@@ -256,8 +256,7 @@ async def open_wire(target: Target) -> Wire:
         if fault is None:
             return wire
         failure = fault
-    except (OSError, AssertionError) as error:
-        # The assertion is picows' own, for the same thing in other releases.
+    except OSError as error:
         failure = connection_failure(error, target.endpoint)
     except picows.WSHandshakeError as error:
         failure = _handshake_failure(error, target.endpoint)
