@@ -83,7 +83,8 @@ class FaultProxy:
     async def _connect(self) -> anyio.abc.SocketStream:
         # Cancelled at the wrong moment, connect_tcp of older releases leaves its socket open on asyncio.
         with anyio.CancelScope(shield=True):
-            return await anyio.connect_tcp("127.0.0.1", self._target)
+            server = await anyio.connect_tcp("127.0.0.1", self._target)
+        return server  # noqa: RET504 - a scope that may be cancelled may leave nothing to return
 
     async def _pass_on(
         self, source: anyio.abc.SocketStream, sink: anyio.abc.SocketStream, connection: anyio.CancelScope
