@@ -135,6 +135,13 @@ def test_a_binary_envelope_is_opened_and_one_without_a_result_has_null() -> None
     assert judged({"type": "tool_response", "request_id": MINE}) is None
 
 
+@pytest.mark.parametrize("space", [" ", "\t", "\r\n", "\n  "])
+def test_an_envelope_may_have_white_space_around_it(space: str) -> None:
+    end = space + json.dumps({"type": "stream_end"}) + space
+    assert judged(end, streaming=True, open_ended=True) is END
+    assert judged(end.encode(), streaming=True, open_ended=True) is END
+
+
 @pytest.mark.parametrize("envelope", [{}, {"request_id": None}], ids=["none", "null"])
 def test_an_envelope_without_request_id_is_one_in_a_stream_only(envelope: dict[str, Any]) -> None:
     response = {**envelope, "type": "tool_response", "result": 3}

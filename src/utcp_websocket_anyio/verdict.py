@@ -103,9 +103,10 @@ class Judge:
 
 
 def _may_be_envelope(data: str | bytes) -> bool:
+    # How an object begins, first: searching a long message takes as long as receiving it.
     if isinstance(data, str):
-        return '"type"' in data and ("tool_" in data or "stream_end" in data)
-    return b'"type"' in data and (b"tool_" in data or b"stream_end" in data)
+        return data[:1] in "{ \t\n\r" and '"type"' in data and ("tool_" in data or "stream_end" in data)
+    return data[:1] in b"{ \t\n\r" and b'"type"' in data and (b"tool_" in data or b"stream_end" in data)
 
 
 def _envelope(message: Message) -> dict[str, Any] | None:
