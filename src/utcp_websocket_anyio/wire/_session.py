@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -38,12 +38,11 @@ __all__ = ["Session", "refused", "user_agent"]
 
 _LONGEST_HEAD = 64 * 1024
 
-# Frames (RFC 6455, section 5.2): the first byte of a message in one frame, and how lengths up to 65,535 are written.
+# Frames (RFC 6455, section 5.2): the first byte of a message in one frame; what the second one says of the length.
 _WHOLE_TEXT = 0x81
 _WHOLE_MESSAGE = (_WHOLE_TEXT, 0x82)
-_SHORTEST_HEADER = 2
-_TWO_BYTES_OF_LENGTH = 126
-_LENGTH_BYTES = 2
+_MASKED = 0x80
+_LENGTH_BYTES = {126: 2, 127: 8}
 
 # Its records would show handshake headers and messages.
 _silent = logging.Logger("utcp_websocket_anyio.wire", level=logging.CRITICAL + 1)  # noqa: LOG001 - not in the tree
@@ -67,14 +66,15 @@ class Session:
         self.is_open = False
         self._target = target
         self._head: bytearray | None = bytearray()
-        self._takes_whole_frames = False
-        self._unfinished = 0
-        self._opcode = Opcode.TEXT
+        self._header = b""  # in part
+        self._missing = 0  # of the frame whose header was complete
+        self._is_for_core = False  # that frame
         self._is_fragmented = False
-        self._fragments = bytearray()  # not a list: a hostile peer's are two bytes each
+        self._is_text = False
+        self._partial = bytearray()  # not a list of fragments: a hostile peer's are two bytes each
         self._protocol = ClientProtocol(
             parse_uri(target.url),
-            extensions=[_DeflateFactory(target.compression_threshold, self._inflated)] if target.compression else None,
+            extensions=[_DeflateFactory(target.compression_threshold)] if target.compression else None,
             subprotocols=[target.subprotocol] if target.subprotocol is not None else None,  # type: ignore[list-item]
             max_size=target.max_message_size,
             logger=_silent,
@@ -95,52 +95,79 @@ class Session:
         """Take in what was received; no bytes mean the end of the stream. Never raises."""
         if self.closed is not None:
             return
-        if data and self._takes_whole_frames and not (self._unfinished or self._is_fragmented):
-            data = self._take_whole_frames(data)
-            if not data:
-                return
         if self._head is not None:
-            rest = self._judge_head(data)
-            if rest is None:
+            head = self._judge_head(data)
+            if head is None:
                 return
-            data = rest
-            self._unfinished = len(data) - data.find(b"\r\n\r\n") - 4
-        else:
-            self._unfinished += len(data)
+            size = head.find(b"\r\n\r\n") + 4
+            self._feed_core(head[:size])
+            data = head[size:]
+            if not data or self.closed is not None:
+                return
         if data:
-            self._protocol.receive_data(data)
+            self._take_frames(data)
         else:
             self._protocol.receive_eof()
+            self._take_events()
+
+    def _feed_core(self, data: bytes | bytearray) -> None:
+        self._protocol.receive_data(data)
         self._take_events()
 
-    def _take_whole_frames(self, data: bytes | bytearray) -> bytes | bytearray:
-        """Take short messages of one frame, which most are, without the core's detours; give back what is left.
+    def _take_frames(self, data: bytes | bytearray) -> None:
+        """Take messages of one frame, which most are, without the core's detours, and give it all other frames.
 
-        Whatever is out of the ordinary, and so everything that can be wrong but the text, is left to the core.
+        So all that can be wrong with a frame, but for the text in it, is found by the core.
         """
-        position, end = 0, len(data)
-        while end - position >= _SHORTEST_HEADER:
-            first, size = data[position], data[position + 1]
-            start = position + _SHORTEST_HEADER
-            if size == _TWO_BYTES_OF_LENGTH and end - start >= _LENGTH_BYTES:
-                size = int.from_bytes(data[start : start + _LENGTH_BYTES], "big")
-                start += _LENGTH_BYTES
-            elif size >= _TWO_BYTES_OF_LENGTH:
-                break
+        position = 0
+        if self._missing:
+            position = self._go_on(data)
+            if self.closed is not None:
+                return
+        elif self._header:
+            data, self._header = self._header + data, b""
+        end = len(data)
+        limit = self._target.max_message_size
+        while end - position >= 2:
+            first, second = data[position], data[position + 1]
+            start, size = position + 2, second
+            if second in _LENGTH_BYTES:
+                start += _LENGTH_BYTES[second]
+                if start > end:
+                    break
+                size = int.from_bytes(data[position + 2 : start], "big")
+            if second >= _MASKED or size > limit:
+                # The core needs no more than the header to refuse it.
+                self._feed_core(data[position:])
+                return
             stop = start + size
-            if first not in _WHOLE_MESSAGE or stop > end or size > self._target.max_message_size:
-                break
-            try:
-                payload = data[start:stop]
-                self.messages.append(str(payload, "utf-8") if first == _WHOLE_TEXT else bytes(payload))
-            except UnicodeDecodeError:
-                break
+            self._is_for_core = first not in _WHOLE_MESSAGE or self._is_fragmented
+            if self._is_for_core:
+                self._feed_core(data[position:stop])
+            elif stop <= end:
+                self._deliver(first == _WHOLE_TEXT, data[start:stop])
+            else:
+                self._is_text = first == _WHOLE_TEXT
+                self._partial = bytearray(data[start:])
+            if self.closed is not None:
+                return
+            if stop > end:
+                self._missing = stop - end
+                return
             position = stop
-        return data[position:] if position else data
+        self._header = bytes(data[position:])
 
-    def _inflated(self, more: int) -> None:
-        """A frame came out longer by so many bytes than it was received."""
-        self._unfinished += more
+    def _go_on(self, data: bytes | bytearray) -> int:
+        """Take what is missing of the frame that was begun; where it ends."""
+        part = data[: self._missing]
+        self._missing -= len(part)
+        if self._is_for_core:
+            self._feed_core(part)
+        else:
+            self._partial += part
+            if not self._missing:
+                self._deliver(self._is_text, self._taken())
+        return len(part)
 
     def message(self, data: str | bytes) -> bytes:
         """The frame of a message.
@@ -175,7 +202,7 @@ class Session:
     @property
     def is_amid_message(self) -> bool:
         """Whether something of a message was received that is not taken yet."""
-        return bool(self.messages or self._unfinished) or self._is_fragmented
+        return bool(self.messages or self._header or self._missing) or self._is_fragmented
 
     @property
     def close_received(self) -> bool:
@@ -231,7 +258,6 @@ class Session:
                     endpoint=self._target.endpoint,
                 )
             self.is_open = self.closed is None
-            self._takes_whole_frames = self.is_open and not self._protocol.extensions
         elif isinstance(failure, NegotiationError):
             self.closed = WebSocketProtocolError(
                 "the server chose a subprotocol or an extension that was not offered", endpoint=self._target.endpoint
@@ -257,31 +283,30 @@ class Session:
 
     def _take_frame(self, frame: Frame) -> None:
         opcode = frame.opcode
-        self._unfinished -= _header_size(frame) + len(frame.data)
         if opcode is Opcode.TEXT or opcode is Opcode.BINARY:
             self._is_fragmented = not frame.fin
             if frame.fin:
-                self._deliver(opcode, frame.data)
+                self._deliver(opcode is Opcode.TEXT, frame.data)
             else:
-                self._opcode = opcode
-                self._fragments = bytearray(frame.data)
+                self._is_text = opcode is Opcode.TEXT
+                self._partial = bytearray(frame.data)
         elif opcode is Opcode.CONT:
-            self._fragments += frame.data
+            self._partial += frame.data
             if frame.fin:
                 self._is_fragmented = False
-                fragments, self._fragments = self._fragments, bytearray()
-                self._deliver(self._opcode, fragments)
+                self._deliver(self._is_text, self._taken())
         elif opcode is Opcode.PONG:
             self.pongs.append(bytes(frame.data))
         elif opcode is Opcode.CLOSE:
             self._ended()
 
-    def _deliver(self, opcode: Opcode, data: Any) -> None:
-        if opcode is Opcode.BINARY:
-            self.messages.append(bytes(data))
-            return
+    def _taken(self) -> bytearray:
+        partial, self._partial = self._partial, bytearray()
+        return partial
+
+    def _deliver(self, is_text: bool, data: Any) -> None:
         try:
-            self.messages.append(str(data, "utf-8"))
+            self.messages.append(str(data, "utf-8") if is_text else bytes(data))
         except UnicodeDecodeError:
             self._protocol.fail(1007, "invalid UTF-8")
             self._break("text that is not UTF-8")
@@ -332,43 +357,27 @@ def user_agent() -> str:
     return f"utcp-websocket-anyio/{__version__} Python/{platform.python_version()}"
 
 
-def _header_size(frame: Frame) -> int:
-    """Bytes in the header of a frame without mask (RFC 6455, section 5.2)."""
-    size = len(frame.data)
-    return 2 if size < 126 else 4 if size < 65536 else 10
-
-
 class _DeflateFactory(ClientPerMessageDeflateFactory):
-    """Offers permessage-deflate, and leaves short messages as they are.
+    """Offers permessage-deflate, and leaves short messages as they are."""
 
-    Args:
-        inflated: Told how many bytes a payload gained.
-    """
-
-    def __init__(self, threshold: int, inflated: Callable[[int], None]) -> None:
+    def __init__(self, threshold: int) -> None:
         super().__init__(client_max_window_bits=True)
         self._threshold = threshold
-        self._inflated = inflated
 
     def process_response_params(
         self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[Extension]
     ) -> Any:
-        deflate = super().process_response_params(params, accepted_extensions)
-        return _Deflate(deflate, self._threshold, self._inflated)
+        return _Deflate(super().process_response_params(params, accepted_extensions), self._threshold)
 
 
 class _Deflate(Extension):
-    def __init__(self, deflate: Extension, threshold: int, inflated: Callable[[int], None]) -> None:
+    def __init__(self, deflate: Extension, threshold: int) -> None:
         self.name = deflate.name
         self._deflate = deflate
         self._threshold = threshold
-        self._inflated = inflated
 
     def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:
-        decoded = self._deflate.decode(frame, max_size=max_size)
-        gained = len(decoded.data) + _header_size(decoded) - len(frame.data) - _header_size(frame)
-        self._inflated(gained)
-        return decoded
+        return self._deflate.decode(frame, max_size=max_size)
 
     def encode(self, frame: Frame) -> Frame:
         return frame if len(frame.data) < self._threshold else self._deflate.encode(frame)
