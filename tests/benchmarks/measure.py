@@ -9,7 +9,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass
+class Step:
+    """One step of a growth: what a call then costs, in microseconds on the clock and on the processor."""
+
+    series: str
+    label: str
+    clock: float
+    cpu: float
 
 
 @dataclass
@@ -22,6 +32,7 @@ class Outcome:
         seconds: On the clock.
         cpu: Seconds of this process on the processor.
         memory: Bytes that the workload holds, where that is what is measured.
+        growth: Steps, where growth is what is measured.
     """
 
     right: int = 0
@@ -29,6 +40,7 @@ class Outcome:
     seconds: float = 0.0
     cpu: float = 0.0
     memory: int = 0
+    growth: list[Step] = field(default_factory=list)
 
     def start(self) -> None:
         """Forget what was before, and take the time from now on."""
@@ -66,8 +78,9 @@ def resident() -> int:
 
 def allow_files(number: int) -> None:
     """Raise the limit of open files as far as that many connections need."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(number + 200, hard), hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < number + 200:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(number + 200, hard), hard))
 
 
 def without_logging() -> None:

@@ -12,6 +12,7 @@ import sys
 from urllib.parse import parse_qs, urlsplit
 
 import picows
+from measure import allow_files
 
 END = json.dumps({"type": "stream_end"}).encode()
 
@@ -65,6 +66,7 @@ def listener(request: picows.WSUpgradeRequest) -> picows.WSListener:
 
 
 async def main() -> None:
+    allow_files(2000)
     server = await picows.ws_create_server(
         listener, "127.0.0.1", 0, enable_auto_ping=False, max_frame_size=2**26, backlog=2000
     )
