@@ -299,7 +299,8 @@ class StreamWire(PushedWire, asyncio.BufferedProtocol):
 
     def _send_message(self, data: str | bytes) -> None:
         assert self._transport is not None
-        self._transport.write(self._session.message(data))
+        for piece in self._session.message(data):
+            self._transport.write(piece)
 
     def _send_ping(self, payload: bytes) -> None:
         assert self._transport is not None

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import logging
 import platform
+import secrets
+import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidHandshake, NegotiationError, PayloadTooBig
-from websockets.extensions import Extension
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import State
-from websockets.typing import ExtensionParameter
 from websockets.uri import parse_uri
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:
+    from websockets.utils import apply_mask
 
 from .. import __version__
 from ..errors import (
@@ -39,10 +44,12 @@ __all__ = ["Session", "refused", "user_agent"]
 _LONGEST_HEAD = 64 * 1024
 
 # Frames (RFC 6455, section 5.2): the first byte of a message in one frame; what the second one says of the length.
-_WHOLE_TEXT = 0x81
-_WHOLE_MESSAGE = (_WHOLE_TEXT, 0x82)
+_WHOLE_TEXT, _WHOLE_BINARY = 0x81, 0x82
+_WHOLE_MESSAGE = (_WHOLE_TEXT, _WHOLE_BINARY)
 _MASKED = 0x80
 _LENGTH_BYTES = {126: 2, 127: 8}
+
+_PIECE = 256 * 1024  # of what is masked; a multiple of the mask's length
 
 # Its records would show handshake headers and messages.
 _silent = logging.Logger("utcp_websocket_anyio.wire", level=logging.CRITICAL + 1)  # noqa: LOG001 - not in the tree
@@ -74,7 +81,7 @@ class Session:
         self._partial = bytearray()  # not a list of fragments: a hostile peer's are two bytes each
         self._protocol = ClientProtocol(
             parse_uri(target.url),
-            extensions=[_DeflateFactory(target.compression_threshold)] if target.compression else None,
+            extensions=[ClientPerMessageDeflateFactory(client_max_window_bits=True)] if target.compression else None,
             subprotocols=[target.subprotocol] if target.subprotocol is not None else None,  # type: ignore[list-item]
             max_size=target.max_message_size,
             logger=_silent,
@@ -169,18 +176,19 @@ class Session:
                 self._deliver(self._is_text, self._taken())
         return len(part)
 
-    def message(self, data: str | bytes) -> bytes:
-        """The frame of a message.
+    def message(self, data: str | bytes) -> Iterable[bytes]:
+        """The frame of a message, in pieces.
 
         Raises:
             WebSocketError: The connection is closed.
         """
         self._check_open()
-        if isinstance(data, str):
-            self._protocol.send_text(data.encode())
-        else:
-            self._protocol.send_binary(data)
-        return self.to_send()
+        is_text = isinstance(data, str)
+        payload = data.encode() if isinstance(data, str) else data
+        if not self._protocol.extensions or len(payload) < self._target.compression_threshold:
+            return _masked_frame(_WHOLE_TEXT if is_text else _WHOLE_BINARY, payload)
+        (self._protocol.send_text if is_text else self._protocol.send_binary)(payload)
+        return [self.to_send()]
 
     def ping(self, payload: bytes) -> bytes:
         """The frame of a ping.
@@ -357,27 +365,17 @@ def user_agent() -> str:
     return f"utcp-websocket-anyio/{__version__} Python/{platform.python_version()}"
 
 
-class _DeflateFactory(ClientPerMessageDeflateFactory):
-    """Offers permessage-deflate, and leaves short messages as they are."""
-
-    def __init__(self, threshold: int) -> None:
-        super().__init__(client_max_window_bits=True)
-        self._threshold = threshold
-
-    def process_response_params(
-        self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[Extension]
-    ) -> Any:
-        return _Deflate(super().process_response_params(params, accepted_extensions), self._threshold)
-
-
-class _Deflate(Extension):
-    def __init__(self, deflate: Extension, threshold: int) -> None:
-        self.name = deflate.name
-        self._deflate = deflate
-        self._threshold = threshold
-
-    def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:
-        return self._deflate.decode(frame, max_size=max_size)
-
-    def encode(self, frame: Frame) -> Frame:
-        return frame if len(frame.data) < self._threshold else self._deflate.encode(frame)
+def _masked_frame(first: int, payload: bytes) -> Iterator[bytes]:
+    """A frame in pieces, so that a long message is not copied as a whole for its mask and again for its header."""
+    size = len(payload)
+    if size < 126:
+        header = bytes((first, _MASKED | size))
+    elif size < 2**16:
+        header = struct.pack("!BBH", first, _MASKED | 126, size)
+    else:
+        header = struct.pack("!BBQ", first, _MASKED | 127, size)
+    key = secrets.token_bytes(4)
+    head = header + key
+    for start in range(0, size or 1, _PIECE):
+        yield head + apply_mask(payload[start : start + _PIECE], key)
+        head = b""

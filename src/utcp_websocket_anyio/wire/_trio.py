@@ -14,7 +14,7 @@ import copy
 import itertools
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import anyio
 import trio
@@ -230,7 +230,7 @@ class TrioWire(Wire):
         payload = next(self._ping_payloads).encode()
         answered = self._pings[payload] = trio.Event()
         try:
-            await self._write(self._session.ping(payload))
+            await self._write([self._session.ping(payload)])
             await answered.wait()
         finally:
             self._pings.pop(payload, None)
@@ -244,7 +244,8 @@ class TrioWire(Wire):
         try:
             with trio.move_on_after(CLOSING_TIME):
                 try:
-                    await self._write(self._session.close(code, reason))
+                    if frame := self._session.close(code, reason):
+                        await self._write([frame])
                     while not self._session.close_received and self.closed is None:
                         if self._reading:
                             self._gone = trio.Event()
@@ -295,15 +296,13 @@ class TrioWire(Wire):
             if last:
                 # The last word to a peer that may not listen any more.
                 with trio.move_on_after(CLOSING_TIME):
-                    await self._write(data)
+                    await self._write([data])
             else:
-                await self._write(data)
+                await self._write([data])
         except WebSocketError:
             self._session.lose()
 
-    async def _write(self, data: bytes) -> None:
-        if not data:
-            return
+    async def _write(self, frame: Iterable[bytes]) -> None:
         lost = False
         try:
             # The lock keeps frames whole; taking it without waiting is the rule.
@@ -312,10 +311,11 @@ class TrioWire(Wire):
             await self._sending.acquire()
         try:
             self._check_open()
-            # trio's own send is a checkpoint even where there is room; what follows a message is one anyway.
-            sent = 0 if self._send_nowait is None else self._send_nowait(data)
-            if sent < len(data):
-                await self._stream.send_all(memoryview(data)[sent:])
+            for piece in frame:
+                # trio's own send is a checkpoint even where there is room; what follows a message is one anyway.
+                sent = 0 if self._send_nowait is None else self._send_nowait(piece)
+                if sent < len(piece):
+                    await self._stream.send_all(memoryview(piece)[sent:])
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             lost = True
         except WebSocketError:
