@@ -28,7 +28,8 @@ from ._session import Session
 
 __all__ = ["TrioWire", "open_wire"]
 
-_CHUNK = 64 * 1024
+_CHUNK = 128 * 1024
+_LARGE_CHUNK = 256 * 1024  # once the other was full
 _RECORD_HEADER = 5
 _RECORD_TYPES = range(20, 25)
 _TLS = 3
@@ -173,7 +174,8 @@ class TrioWire(Wire):
         self._stream = stream
         self._session = session
         self._endpoint = target.endpoint
-        self._chunk = LARGEST_COMPRESSED_READ if target.compression else _CHUNK
+        self._chunks = (LARGEST_COMPRESSED_READ,) * 2 if target.compression else (_CHUNK, _LARGE_CHUNK)
+        self._chunk = self._chunks[0]
         self._abort = abort
         self._arrived = arrived
         self._send_nowait = send_nowait
@@ -276,6 +278,7 @@ class TrioWire(Wire):
             self._reading = False
             if self._gone is not None:
                 self._gone.set()
+        self._chunk = self._chunks[len(data) >= self._chunks[0]]
         await self._digest(data)
 
     async def _digest(self, data: bytes | bytearray) -> None:
