@@ -27,7 +27,7 @@ from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping
 from wsproto.extensions import PerMessageDeflate
 
 from utcp_websocket_anyio import connector
-from utcp_websocket_anyio.wire import Target, Wire
+from utcp_websocket_anyio.wire import Interrupted, Target, Wire
 from utcp_websocket_anyio.wire._session import Session
 from utcp_websocket_anyio.wire._trio import TrioWire
 
@@ -232,6 +232,32 @@ class _MemoryStream(anyio.abc.ByteStream):
         await self._stream.aclose()
 
 
+class _Interruptible(trio.abc.Stream):
+    """One end of a pair in memory, whose reader can be sent away."""
+
+    def __init__(self, stream: trio.StapledStream[Any, Any]) -> None:
+        self._stream = stream
+        self._scope = trio.CancelScope()
+
+    def interrupt(self) -> None:
+        self._scope.cancel()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        with trio.CancelScope() as self._scope:
+            data: bytes | bytearray = await self._stream.receive_some(max_bytes)
+            return data
+        raise Interrupted
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
 @asynccontextmanager
 async def peer_in_memory(
     script: Callable[[Peer], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
@@ -258,7 +284,8 @@ async def peer_in_memory(
                 ours.send_stream.close()
                 ours.receive_stream.close()
 
-            wire = TrioWire(ours, Session(target), target, abort=abort)
+            stream = _Interruptible(ours)
+            wire = TrioWire(stream, Session(target), target, abort=abort, interrupt=stream.interrupt)
             try:
                 await wire.handshake()
             except BaseException:

@@ -66,7 +66,7 @@ class FakeConnection:
     def usable(self) -> bool:
         return self.error is None and not self.retired
 
-    def start(self, task_group: Any) -> None:
+    def start(self, task_group: Any, watch: Any) -> None:
         pass
 
     async def settle(self) -> None:

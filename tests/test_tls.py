@@ -15,7 +15,7 @@ import trustme
 from anyio.streams.tls import TLSStream
 from conftest import BACKENDS
 from http_peer import answering, serve_http
-from peers import TEXT, Peer, echo_server, frame, peer
+from peers import CLOSE, TEXT, Peer, echo_server, frame, peer
 from utcp.data.auth_implementations import OAuth2Auth
 
 from utcp_websocket_anyio import (
@@ -331,6 +331,25 @@ def records(connection: Peer, *payloads: bytes) -> bytes:
     for payload in payloads:
         connection.stream._ssl_object.write(payload)
     return connection.stream._write_bio.read()
+
+
+async def test_a_call_whose_time_is_up_still_says_farewell(server: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
+    said: list[tuple[int, bytes]] = []
+    closed = anyio.Event()
+
+    async def script(connection: Peer) -> None:
+        await connection.handshake()
+        await connection.receive()
+        said.append(await connection.receive_frame())
+        await connection.send("until then")
+        said.append(await connection.receive_frame())
+        closed.set()
+
+    async with peer(script, tls=server) as url, entered(trusting) as protocol:
+        with pytest.raises(WebSocketTimeoutError):
+            await call(protocol, url, timeout=0.2, on_close=[{"send": "farewell", "expect": "^until then$"}])
+        await closed.wait()
+    assert said == [(TEXT, b"farewell"), (CLOSE, b"\x03\xe8")]
 
 
 async def test_messages_and_records_in_one_segment_all_arrive_in_order(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -18,7 +19,7 @@ from utcp_websocket_anyio.errors import (
     WebSocketError,
     WebSocketProtocolError,
 )
-from utcp_websocket_anyio.wire import Target, Wire, _asyncio, open_wire
+from utcp_websocket_anyio.wire import Interrupted, Target, Wire, _asyncio, open_wire
 
 pytestmark = pytest.mark.anyio
 
@@ -282,6 +283,54 @@ async def test_cancelling_receive_loses_nothing(connect: Opener) -> None:
             assert await wire.receive() == "one"
             assert await wire.receive() == "two"
             await wire.close()
+
+
+async def test_interrupting_receive_ends_it_and_the_wire_goes_on(connect: Opener) -> None:
+    with anyio.fail_after(10):
+        async with echo_server() as url:
+            wire = await connect(url)
+            left: list[Wire] = []
+
+            async def receive() -> None:
+                with pytest.raises(Interrupted):
+                    await wire.receive()
+                left.append(wire)
+
+            wire.interrupt()  # nobody is there
+            for _ in range(2):
+                async with anyio.create_task_group() as task_group:
+                    task_group.start_soon(receive)
+                    await anyio.wait_all_tasks_blocked()
+                    wire.interrupt()
+            assert left == [wire, wire]
+            await wire.send("still there")
+            assert await wire.receive() == "still there"
+            await wire.close()
+
+
+async def test_interrupting_a_send_that_waits_for_room_ends_it(connect: Opener) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await anyio.sleep_forever()
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            wire = await connect(url)
+            left = anyio.Event()
+
+            async def send() -> None:
+                # Where the message could not even be given to the transport the wire is lost.
+                with suppress(WebSocketClosedError):
+                    await wire.send(b"x" * 50_000_000)
+                left.set()
+
+            async with anyio.create_task_group() as task_group:
+                task_group.start_soon(send)
+                await anyio.wait_all_tasks_blocked()
+                assert not left.is_set()
+                wire.interrupt()
+                await left.wait()
+            wire.abort()
 
 
 async def test_a_second_receiver_is_refused(connect: Opener) -> None:

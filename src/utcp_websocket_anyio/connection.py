@@ -20,6 +20,7 @@ import copy
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -27,17 +28,19 @@ import anyio.lowlevel
 
 from .conversation import capture, converse, response_faults
 from .errors import WebSocketAuthError, WebSocketClosedError, WebSocketError
+from .heartbeat import Heartbeat
 from .lull import Lull
 from .message import Message
 from .outbox import Outbox, Outgoing
 from .router import Recipient, Router
 from .template import Values
-from .wire import CLOSING_TIME
+from .wire import CLOSING_TIME, Interrupted
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from .plan import ConnectionPlan, Step
+    from .watch import Watch
     from .wire import Wire
 
 __all__ = ["Connection"]
@@ -70,12 +73,12 @@ class Connection:
         self._reading = False
         self._lull = Lull(self._is_read_or_full)
         self._arrival: anyio.Event | None = None
-        self._ended = anyio.Event()
+        self._ended: anyio.Event | None = None
+        self._heartbeat: Heartbeat | None = None
         self._inbox: deque[Message] = deque()
         self._inbox_bytes = 0
         self._router = Router()
-        self._outbox = Outbox()
-        self._is_shared = False
+        self._outbox: Outbox | None = None
 
     def __repr__(self) -> str:
         return f"<Connection {self.label}, {self.state}, {self.calls} calls>"
@@ -97,15 +100,25 @@ class Connection:
     def usable(self) -> bool:
         return self._error is None and not self.retired and self.wire.closed is None
 
-    def start(self, task_group: TaskGroup) -> None:
-        """Start the tasks that keep the connection alive; they end with it."""
-        self._is_shared = self.plan.multiplex
+    def start(self, task_group: TaskGroup, watch: Watch) -> None:
+        """Start what keeps the connection alive; it ends with it."""
         task_group.start_soon(self._keep_reading)
         if self.plan.multiplex:
-            task_group.start_soon(self._keep_writing)
+            self._outbox = Outbox()
+            task_group.start_soon(self._keep_writing, self._outbox)
         if self.plan.ping_interval is not None:
-            task_group.start_soon(self._keep_beating, self.plan.ping_interval)
+            self._heartbeat = Heartbeat(self, self.plan.ping_interval, task_group=task_group, watch=watch)
         _log.info("connection opened: %s", self.label, extra={"endpoint": self.label, "event": "opened"})
+
+    def have_read(self) -> None:
+        """See to it that somebody reads: a pong will come."""
+        if not self._reading:
+            self._lull.nudge()
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether messages wait for a slow consumer, and a pong may wait behind them."""
+        return self._user is not None and (bool(self._inbox) or self.wire.pending())
 
     # Exclusive use
 
@@ -148,14 +161,20 @@ class Connection:
             return None
         return self.wire.take_nowait()
 
-    async def receive(self) -> Message:
+    async def receive(self, user: Recipient | None = None) -> Message:
         """The next message that is not answered automatically. Cancelling it loses nothing.
 
+        Args:
+            user: Whose use of the connection this is part of; None: the connection's own.
+
         Raises:
+            Interrupted: The use has ended, because the connection was retired.
             WebSocketClosedError: The connection is closed, by whichever side.
             WebSocketProtocolError: The peer broke the protocol.
         """
         while True:
+            if self._user is not user:
+                raise Interrupted
             if (message := self.receive_nowait()) is not None:
                 return message
             if self._error is not None:
@@ -168,8 +187,10 @@ class Connection:
             self._reading = True
             try:
                 data = await self.wire.receive()
+            except Interrupted:
+                continue
             except WebSocketError as error:
-                self._fail(error)
+                self.fail(error)
                 continue
             finally:
                 self._reading = False
@@ -184,7 +205,7 @@ class Connection:
         try:
             await self.wire.send(data)
         except WebSocketError as error:
-            self._fail(error)
+            self.fail(error)
             raise
 
     # Shared use
@@ -200,6 +221,7 @@ class Connection:
 
     def post(self, data: str | bytes) -> Outgoing:
         """Have one message sent in order, whoever is cancelled meanwhile."""
+        assert self._outbox is not None
         return self._outbox.post(data)
 
     # Conversations
@@ -244,10 +266,7 @@ class Connection:
                     continue
                 capture(automatic.capture, message, self.captured)
                 reply = automatic.reply.encode(self._own_values())
-            if self._is_shared:
-                await self._outbox.reply(reply)
-            else:
-                await self.send(reply)
+            await (self.send(reply) if self._outbox is None else self._outbox.reply(reply))
             return True
         return False
 
@@ -257,9 +276,10 @@ class Connection:
         try:
             while not (self._error or self.retired):
                 if self.plan.multiplex or await self._turn_to_read():
-                    await self._read_one()
+                    with suppress(Interrupted):
+                        await self._read_one()
         except WebSocketError as error:
-            self._fail(error)
+            self.fail(error)
 
     async def _read_one(self) -> None:
         self._reading = True
@@ -287,34 +307,32 @@ class Connection:
             return False
         return self._reading or len(self._inbox) >= _INBOX_MESSAGES or self._inbox_bytes >= _INBOX_BYTES
 
-    async def _keep_writing(self) -> None:
+    async def _keep_writing(self, outbox: Outbox) -> None:
         try:
-            await self._outbox.send_all(self.wire)
+            await outbox.send_all(self.wire)
         except WebSocketError as error:
-            self._fail(error)
-
-    async def _keep_beating(self, interval: float) -> None:
-        """Send a ping now and then; without a pong in time the connection is given up."""
-        while True:
-            with anyio.move_on_after(interval):
-                await self._ended.wait()
-                return
-            if not self._reading:
-                self._lull.nudge()
-            with anyio.move_on_after(self.plan.pong_timeout) as scope:
-                try:
-                    await self.wire.ping()
-                except WebSocketError as error:
-                    self._fail(error)
-            if scope.cancelled_caught and not self._is_held_back:
-                self._fail(WebSocketClosedError(f"no pong within {self.plan.pong_timeout:g} s", endpoint=self.label))
-
-    @property
-    def _is_held_back(self) -> bool:
-        """Whether messages wait for a slow consumer, and a pong may wait behind them."""
-        return self._user is not None and (bool(self._inbox) or self.wire.pending())
+            self.fail(error)
 
     # The end
+
+    def fail(self, error: WebSocketError) -> None:
+        """Record why the connection ended, once, and wake everyone who waits on it."""
+        if self._error is not None:
+            return
+        self._error = error = self._reason or error  # how a close on this side ends on the wire is not why
+        self.wire.abort()
+        if self._outbox is not None:
+            self._outbox.close()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        self._lull.nudge()
+        self._wake(self._ended)
+        self._wake(self._arrival)
+        for recipient in self._router.everyone():
+            recipient.fail(copy.copy(error))
+        self._report(error)
+        if self.on_lost is not None:
+            self.on_lost(self)
 
     def retire(self, why: str) -> None:
         """Have nobody use the connection any more, and fail who does; `aclose` is to follow."""
@@ -336,18 +354,21 @@ class Connection:
                 await self.wire.close()
         finally:
             # The end of asyncio.run cancels without asking anyio's scopes.
-            self._fail(self._reason)
+            self.fail(self._reason)
 
     async def wait_closed(self) -> None:
         """Wait until the connection is closed, by whichever side."""
-        await self._ended.wait()
+        if self._error is None:
+            if self._ended is None:
+                self._ended = anyio.Event()
+            await self._ended.wait()
 
     def abort(self, why: str) -> None:
         """Close the socket now, without a word to the peer."""
         self.retired = True
         error = WebSocketClosedError(why, endpoint=self.label)
         self._dismiss(error)
-        self._fail(error)
+        self.fail(error)
 
     async def _say_farewell(self) -> None:
         try:
@@ -363,36 +384,15 @@ class Connection:
         for user in users:
             self._router.remove(user)
             user.fail(copy.copy(error))
-
-    def _fail(self, error: WebSocketError) -> None:
-        """Record why the connection ended, once, and wake everyone who waits on it."""
-        if self._error is not None:
-            return
-        self._error = error = self._reason or error  # how a close on this side ends on the wire is not why
-        self.wire.abort()
-        self._outbox.close()
-        self._lull.nudge()
-        self._ended.set()
+        self.wire.interrupt()
         self._wake(self._arrival)
-        for recipient in self._router.everyone():
-            recipient.fail(copy.copy(error))
-        self._report(error)
-        if self.on_lost is not None:
-            self.on_lost(self)
 
     def _report(self, error: WebSocketError) -> None:
         how, level = ("closed", logging.INFO) if self.retired else ("lost", logging.WARNING)
         lasted = anyio.current_time() - self._opened
-        _log.log(
-            level,
-            "connection %s: %s: %s after %.1f s, %d calls",
-            how,
-            self.label,
-            error.args[0],
-            lasted,
-            self.calls,
-            extra={"endpoint": self.label, "event": how, "duration": lasted, "calls": self.calls},
-        )
+        extra = {"endpoint": self.label, "event": how, "duration": lasted, "calls": self.calls}
+        text = "connection %s: %s: %s after %.1f s, %d calls"
+        _log.log(level, text, how, self.label, error.args[0], lasted, self.calls, extra=extra)
 
     @staticmethod
     def _wake(event: anyio.Event | None) -> None:

@@ -4,8 +4,8 @@ What each message means is decided elsewhere (`verdict`). There are two ways to 
 and the `open`/`next` pair for a stream, and two ways for messages to come: an exclusive exchange takes them from its
 connection itself, a multiplexed one is offered them by the router and keeps its verdicts in a bounded `Mailbox`.
 
-Times. One cancel scope holds the deadline of the whole call. A stream has no scope while its consumer has an item, so
-each wait gets its own, with the same deadline.
+What ends an exchange from outside, its deadline (see `watch`) or somebody who closes its connection, is recorded in it,
+and the wait that it is in is interrupted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 
-from .conversation import converse, response_faults
+from .conversation import converse
 from .errors import (
     WebSocketClosedError,
     WebSocketError,
@@ -28,6 +28,7 @@ from .errors import (
 from .mailbox import Mailbox, Raised
 from .message import Message, ResponseError
 from .verdict import END, SKIP, Judge
+from .wire import Interrupted
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -52,10 +53,10 @@ class Exchange:
     """
 
     correlation: tuple[tuple[str | int, ...], Any] | None = None
+    deadline = math.inf
     _connection: Connection | None = None
-    _deadline = math.inf
-    _scope: anyio.CancelScope | None = None
     _failure: WebSocketError | None = None
+    _expired = False
     _begun = False
     _over = False
     _reusable = False
@@ -89,16 +90,11 @@ class Exchange:
         if self._expected == 0:
             # The only exchange that may have nothing to wait for.
             await anyio.lowlevel.checkpoint()
-        if not self._claim():
-            await self._acquire()
         responses: list[Any] = []
         try:
-            with self._limited() as scope:
-                await self._begin()
-                while (response := await self._next()) is not END:
-                    responses.append(response)
-            if scope.cancelled_caught:
-                self._interrupted()
+            await self.open()
+            while (response := await self._next()) is not END:
+                responses.append(response)
         finally:
             self.finish()
         if self._expected == 1:
@@ -106,32 +102,37 @@ class Exchange:
         return None if self._expected == 0 else responses
 
     async def open(self) -> None:
-        """Send the request of a stream. `finish` is to be called afterwards, whatever happens."""
-        if not self._claim():
-            await self._acquire()
-        with self._limited() as scope:
-            await self._begin()
-        if scope.cancelled_caught:
-            self._interrupted()
+        """Send the request, on a connection that is free. `finish` is to be called afterwards, whatever happens."""
+        clean = self._expected != 0 and self._plan.message_filter is None
+        connection = self._pool.claim(self._endpoint, self._plan, clean=clean)
+        if connection is None:
+            connection = await self._pool.acquire(self._endpoint, self._plan, clean=clean)
+        if not self._shared:
+            connection.attach(self)
+        self._connection = connection
+        self.deadline = anyio.current_time() + self._request.timeout
+        self._pool.watch.add(self)
+        try:
+            await self._begin(connection)
+        except (Interrupted, WebSocketClosedError):
+            if not self._stopped:
+                raise
+        else:
+            return
+        self._end_of_stopped()
 
     async def next(self) -> Any:
         """The next response of a stream, or `END`."""
-        if anyio.current_time() >= self._deadline:
+        if anyio.current_time() >= self.deadline:
             # Also where messages come so fast that nobody ever waits.
-            self._interrupted()
-            return END
+            self._expired = True
+        if self._stopped:
+            return self._end_of_stopped()
         response = self._next_nowait()
-        if response is not SKIP:
-            return response
-        with self._limited():
-            return await self._next()
-        self._interrupted()
-        return END
+        return response if response is not SKIP else await self._next()
 
     def _next_nowait(self) -> Any:
         """The next response if it is already there, `END` after the last one, otherwise `SKIP`."""
-        if self._failure is not None:
-            raise self._failure
         while not self._over:
             if self._shared:
                 verdict = self._mailbox.pop() if self._mailbox else None
@@ -147,7 +148,7 @@ class Exchange:
 
     def take_nowait(self) -> deque[Any] | None:
         """The responses of an open-ended stream that are already there; what ends it is left to `next`."""
-        if self._shared or self._remaining is not None or self._failure or self._over or self._connection is None:
+        if self._shared or self._remaining is not None or self._stopped or self._over or self._connection is None:
             return None
         messages = self._connection.take_nowait()
         if messages is None or self._judge.takes_all(messages):
@@ -170,6 +171,7 @@ class Exchange:
         connection, self._connection = self._connection, None
         if connection is None:
             return
+        self._pool.watch.discard(self)
         if self._shared:
             connection.leave(self)
             if self._outgoing is not None:
@@ -185,30 +187,8 @@ class Exchange:
         """As `finish`, from any thread."""
         self._pool.call_later(self.finish)
 
-    def _claim(self) -> bool:
-        """Begin with a connection that is free right now, if there is one."""
-        connection = self._pool.claim(self._endpoint, self._plan, clean=self._needs_clean)
-        if connection is None:
-            return False
-        self._begin_with(connection)
-        return True
-
-    async def _acquire(self) -> None:
-        self._begin_with(await self._pool.acquire(self._endpoint, self._plan, clean=self._needs_clean))
-
-    @property
-    def _needs_clean(self) -> bool:
-        return self._expected != 0 and self._plan.message_filter is None
-
-    def _begin_with(self, connection: Connection) -> None:
-        if not self._shared:
-            connection.attach(self)
-        self._connection = connection
-        self._deadline = anyio.current_time() + self._request.timeout
-
-    async def _begin(self) -> None:
-        connection, plan = self._connection, self._plan
-        assert connection is not None
+    async def _begin(self, connection: Connection) -> None:
+        plan = self._plan
         self._values.captured = ChainMap({}, connection.captured) if self._shared else connection.captured
         if self._shared:
             connection.calls += 1
@@ -219,7 +199,7 @@ class Exchange:
         if self._shared:
             await self._post(connection)
         elif not plan.listen_only:
-            await connection.send(self._encoded())
+            await self._send(self._encoded())
         self._begun = True
         if self._expected == 0:
             self._over = self._reusable = True
@@ -238,7 +218,7 @@ class Exchange:
         self._outgoing = connection.post(self._encoded())
         self._listening = True
         if self._expected == 0:
-            await self._outgoing.done.wait()
+            await self._outgoing.wait()
             if not self._outgoing.is_sent:
                 # Why not is in the queue, and is raised.
                 await self._mailbox.take()
@@ -247,9 +227,12 @@ class Exchange:
         if self._request.frame is not None:
             return self._request.frame
         assert self._plan.message is not None
-        # Its arguments have been tried; what else is in it was captured.
-        with response_faults(self._endpoint.label):
+        try:
             return self._plan.message.encode(self._values)
+        except ValueError as error:
+            # Its arguments have been tried; what else is in it was captured.
+            fault = str(error)
+        raise WebSocketProtocolError(fault, endpoint=self._endpoint.label)
 
     async def _converse(self, connection: Connection) -> None:
         if self._shared:
@@ -257,8 +240,8 @@ class Exchange:
         await converse(
             self._plan.before,
             values=lambda: self._values.for_step(connection.next_call_id()),
-            send=self._send_step if self._shared else connection.send,
-            receive=self._mailbox.take if self._shared else connection.receive,
+            send=self._send,
+            receive=self._mailbox.take if self._shared else lambda: connection.receive(self),
             captured=self._values.captured,
             rejected=lambda index, message: WebSocketToolError(
                 f"the endpoint rejected the step before[{index}]",
@@ -269,18 +252,36 @@ class Exchange:
             label=self._endpoint.label,
         )
 
-    async def _send_step(self, data: str | bytes) -> None:
+    async def _send(self, data: str | bytes) -> None:
         assert self._connection is not None
-        self._connection.post(data)
+        if self._stopped:
+            raise Interrupted
+        if self._shared:
+            self._connection.post(data)
+        else:
+            await self._connection.send(data)
 
-    # Time
+    # The end from outside
 
-    def _limited(self) -> anyio.CancelScope:
-        self._scope = anyio.CancelScope(deadline=self._deadline)
-        return self._scope
+    def expire(self) -> None:
+        """The deadline has passed."""
+        self._expired = True
+        self._stop()
 
-    def _interrupted(self) -> None:
-        """The scope was cancelled, by `fail` or by the deadline."""
+    @property
+    def _stopped(self) -> bool:
+        return self._expired or self._failure is not None
+
+    def _stop(self) -> None:
+        if self._shared:
+            self._mailbox.interrupt()
+            if self._outgoing is not None:
+                self._outgoing.finish()
+        elif self._connection is not None:
+            self._pool.retire(self._connection, "the exchange was given up")
+
+    def _end_of_stopped(self) -> Any:
+        """How an exchange ends that was stopped."""
         if self._failure is not None:
             raise self._failure
         if not (self._begun and self._expected is None and self._plan.is_subscription):
@@ -290,17 +291,24 @@ class Exchange:
                 endpoint=self._endpoint.label,
             )
         self._over = True
+        return END
 
     # Messages
 
     async def _next(self) -> Any:
         """Wait for the next response, or for the end."""
         wait = self._await_verdict if self._plan.idle_timeout is None or self._expected else self._await_within_silence
-        while not self._over:
-            verdict = await wait()
-            if not (verdict is SKIP or self._over):
-                return self._counted(verdict)
-        return END
+        try:
+            while not self._over:
+                verdict = await wait()
+                if not (verdict is SKIP or self._over):
+                    return self._counted(verdict)
+        except (Interrupted, WebSocketClosedError):
+            if not self._stopped:
+                raise
+        else:
+            return END
+        return self._end_of_stopped()
 
     async def _await_within_silence(self) -> Any:
         with anyio.move_on_after(self._plan.idle_timeout):
@@ -315,7 +323,7 @@ class Exchange:
         try:
             if self._shared:
                 return await self._mailbox.take()
-            return self._judged(await self._connection.receive())
+            return self._judged(await self._connection.receive(self))
         except WebSocketClosedError as error:
             if not self._ends_well(error):
                 raise
@@ -323,9 +331,8 @@ class Exchange:
         return END
 
     def _ends_well(self, error: WebSocketClosedError) -> bool:
-        if self._expected is not None or error is self._failure:
-            return False
-        return self._plan.ends_on_any_close or error.code in _NORMAL_CLOSURES
+        may_end = self._expected is None and not self._stopped
+        return may_end and (self._plan.ends_on_any_close or error.code in _NORMAL_CLOSURES)
 
     def _counted(self, verdict: Any) -> Any:
         if isinstance(verdict, Raised):
@@ -352,11 +359,12 @@ class Exchange:
     def offer(self, message: Message) -> None:
         """Take a message from the router if it means something here."""
         try:
-            with response_faults(self._endpoint.label):
-                verdict = self._offered(message)
+            verdict = self._offered(message)
         except WebSocketError as error:
             verdict = Raised(error)
-        if verdict is SKIP or self._failure is not None:
+        except (ResponseError, ValueError) as error:
+            verdict = Raised(WebSocketProtocolError(str(error), endpoint=self._endpoint.label))
+        if verdict is SKIP or self._stopped:
             return
         size = len(message.data)
         if not self._mailbox.has_room_for(size):
@@ -369,9 +377,9 @@ class Exchange:
     def fail(self, error: WebSocketError) -> None:
         """The connection is gone: at once when it was closed here, otherwise after what came before."""
         if self._connection is not None and self._connection.retired:
-            self._failure = error
-            if self._scope is not None:
-                self._scope.cancel()
+            if not self._stopped:
+                self._failure = error
+                self._stop()
         else:
             self._mailbox.put(Raised(error))
 

@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 
 from .errors import WebSocketError
+from .wire import Interrupted
 
 __all__ = ["Mailbox", "Raised"]
 
@@ -36,6 +37,7 @@ class Mailbox:
         self._queue: deque[tuple[Any, int]] = deque()
         self._size = 0
         self._arrival: anyio.Event | None = None
+        self._interrupted = False
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -61,15 +63,24 @@ class Mailbox:
         """Wait for a verdict. Cancelling it loses none.
 
         Raises:
+            Interrupted: `interrupt` was called.
             WebSocketError: The verdict is one.
         """
-        while not self._queue:
+        while not self._queue or self._interrupted:
+            if self._interrupted:
+                raise Interrupted
             self._arrival = anyio.Event()
             await self._arrival.wait()
         verdict = self.pop()
         if isinstance(verdict, Raised):
             raise verdict.error
         return verdict
+
+    def interrupt(self) -> None:
+        """Have nobody wait for a verdict, now or later."""
+        self._interrupted = True
+        if self._arrival is not None:
+            self._arrival.set()
 
     def clear(self) -> None:
         """Throw everything away."""

@@ -26,15 +26,28 @@ class Outgoing:
     Attributes:
         data: None once it need not be sent any more.
         is_sent: Whether it was sent.
-        done: Set when it was sent, or never will be.
+        is_done: Whether it was sent, or never will be.
     """
 
-    __slots__ = ("data", "done", "is_sent")
+    __slots__ = ("_awaited", "data", "is_done", "is_sent")
 
     def __init__(self, data: str | bytes) -> None:
         self.data: str | bytes | None = data
         self.is_sent = False
-        self.done = anyio.Event()
+        self.is_done = False
+        self._awaited: anyio.Event | None = None
+
+    async def wait(self) -> None:
+        """Wait until it is done."""
+        if not self.is_done:
+            self._awaited = anyio.Event()
+            await self._awaited.wait()
+
+    def finish(self) -> None:
+        """It is done."""
+        self.is_done = True
+        if self._awaited is not None:
+            self._awaited.set()
 
 
 class Outbox:
@@ -56,17 +69,17 @@ class Outbox:
     async def reply(self, data: str | bytes) -> None:
         """Queue an automatic reply; waits while many are unsent, so that a peer that only asks is not read any more."""
         replies = self._replies
-        while replies and replies[0].done.is_set():
+        while replies and replies[0].is_done:
             replies.popleft()
         replies.append(self.post(data))
         if len(replies) > _UNSENT_REPLIES:
-            await replies[0].done.wait()
+            await replies[0].wait()
 
     def close(self) -> None:
         """Have `send_all` return; what is queued is not sent any more."""
         self._closed = True
         while self._queue:
-            self._queue.popleft().done.set()
+            self._queue.popleft().finish()
         self._wake()
 
     async def send_all(self, wire: Wire) -> None:
@@ -83,7 +96,7 @@ class Outbox:
                         await wire.send(outgoing.data)
                         outgoing.is_sent = True
                 finally:
-                    outgoing.done.set()
+                    outgoing.finish()
             self._filled = anyio.Event()
             await self._filled.wait()
 

@@ -185,10 +185,14 @@ def _hole(match: re.Match[str], where: str) -> Hole:
     return Hole(kind + dot, name, encoder, typed=True, source=source)
 
 
+# json.dumps makes an encoder for each call that asks for anything but the defaults.
+_encode = json.JSONEncoder(allow_nan=False).encode
+
+
 def json_text(value: Any) -> str:
     """JSON as `json.dumps` writes it by default; NaN and Infinity, which JSON has not, are a `ValueError`."""
     try:
-        return json.dumps(value, allow_nan=False)
+        return _encode(value)
     except TypeError as error:
         fault = str(error)
     except RecursionError:

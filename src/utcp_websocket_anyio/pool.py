@@ -20,6 +20,7 @@ import anyio
 
 from .errors import WebSocketClosedError, WebSocketError, WebSocketTimeoutError
 from .statistics import Statistics
+from .watch import Watch
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -105,6 +106,9 @@ class Pool:
         task_group: Where the tasks of the connections run. It belongs to the caller.
         connect: Opens a connection to an endpoint, within the time that the plan allows.
         tally: Where the bytes of closed connections are counted.
+
+    Attributes:
+        watch: Who ends calls whose time is up; whoever has the task group runs it there.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class Pool:
         self._sites: dict[Endpoint, _Site] = {}
         self._later: deque[Callable[[], None]] = deque()
         self._closed = False
+        self.watch = Watch()
 
     def __repr__(self) -> str:
         sites = self._sites.values()
@@ -322,7 +327,7 @@ class Pool:
         site.slots_lent -= 1
         site.connections.add(connection)
         connection.on_lost = lambda lost: self._lost(site, lost)
-        connection.start(self._task_group)
+        connection.start(self._task_group, self.watch)
         if site.shared:
             site.settle_all(connection)
         return connection

@@ -91,6 +91,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         failure: BaseException | None = None
         async with anyio.create_task_group() as task_group:
             self._pool = pool = Pool(task_group, self._connector.connect, self._tally)
+            task_group.start_soon(pool.watch.run)
             try:
                 yield
                 self._closed = True

@@ -171,6 +171,9 @@ class _ShownWire(Wire):
         self._show("received", data)
         return data
 
+    def interrupt(self) -> None:
+        self._wire.interrupt()
+
     def take_nowait(self) -> deque[str | bytes]:
         taken = self._wire.take_nowait()
         for data in taken:

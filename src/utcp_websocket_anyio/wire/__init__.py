@@ -29,7 +29,7 @@ import sniffio
 
 from ..errors import WebSocketError
 
-__all__ = ["Target", "Wire", "open_wire"]
+__all__ = ["Interrupted", "Target", "Wire", "open_wire"]
 
 CLOSING_TIME: Final = 2.0
 """Seconds for the closing handshake."""
@@ -64,6 +64,10 @@ class Target:
 
     def __repr__(self) -> str:
         return f"<Target {self.endpoint}>"
+
+
+class Interrupted(Exception):  # noqa: N818 - nothing went wrong
+    """A wait has ended because somebody else does not want it to go on."""
 
 
 class Wire(ABC):
@@ -102,8 +106,16 @@ class Wire(ABC):
         """The next message. Cancelling it loses nothing.
 
         Raises:
+            Interrupted: `interrupt` was called.
             WebSocketClosedError: The wire is closed; messages that came before are returned first.
             WebSocketProtocolError: The peer broke the protocol, and the wire is closed.
+        """
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Have whoever waits in `receive` leave it, and whoever waits in `send` wait no longer.
+
+        The wire can be used on, unless that cut off a message.
         """
 
     @abstractmethod

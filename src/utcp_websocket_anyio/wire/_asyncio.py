@@ -20,7 +20,7 @@ from ..errors import WebSocketClosedError, WebSocketError
 from ..faults import connection_failure
 from ..security import split_address
 from ..tls import default_context
-from . import CLOSING_TIME, LARGEST_COMPRESSED_READ, Readable, Target, Wire, size_of
+from . import CLOSING_TIME, LARGEST_COMPRESSED_READ, Interrupted, Readable, Target, Wire, size_of
 from ._addresses import open_socket
 from ._session import Session
 
@@ -42,6 +42,7 @@ class PushedWire(Wire):
         self._queue: deque[str | bytes] = deque()
         self._queued = 0
         self._paused = False
+        self._waits_for_room = True
         self._turns = 0
         self._arrival: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
@@ -140,7 +141,7 @@ class PushedWire(Wire):
         self._check_open()
         self._send_message(data)
         self.bytes_sent += size_of(data)
-        while self._writable is not None and self.closed is None:
+        while self._writable is not None and self.closed is None and self._waits_for_room:
             await asyncio.shield(self._writable)
 
     async def receive(self) -> str | bytes:
@@ -157,6 +158,13 @@ class PushedWire(Wire):
         if not self._queue:
             self._emptied()
         return message
+
+    def interrupt(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_exception(Interrupted())
+        # What is in the transport is on its way, and what is still to be said is short.
+        self._waits_for_room = False
+        self._wake(self._writable)
 
     def take_nowait(self) -> deque[str | bytes]:
         messages, self._queue = self._queue, deque()

@@ -23,7 +23,7 @@ from ..errors import WebSocketClosedError, WebSocketError
 from ..faults import connection_failure
 from ..security import split_address
 from ..tls import default_context
-from . import CLOSING_TIME, LARGEST_COMPRESSED_READ, Readable, Target, Wire, size_of
+from . import CLOSING_TIME, LARGEST_COMPRESSED_READ, Interrupted, Readable, Target, Wire, size_of
 from ._session import Session
 
 __all__ = ["TrioWire", "open_wire"]
@@ -53,6 +53,7 @@ async def open_wire(target: Target) -> Wire:
             Session(target),
             target,
             abort=opened.abort,
+            interrupt=opened.interrupt,
             arrived=opened.pending,
             send_nowait=None if address.secure else opened.send_nowait,
         )
@@ -90,9 +91,18 @@ class _SocketStream(trio.abc.Stream):
     def abort(self) -> None:
         self._stream.socket.close()
 
+    def interrupt(self) -> None:
+        """Have who waits for the socket leave: a reader `Interrupted`, a writer as if it had been closed."""
+        trio.lowlevel.notify_closing(self._socket)
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         while True:
-            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                await trio.lowlevel.wait_readable(self._socket)
+            except trio.ClosedResourceError:
+                if self._socket.fileno() < 0:
+                    raise
+                raise Interrupted from None
             try:
                 return self._socket.recv(max_bytes or _CHUNK)
             except BlockingIOError:
@@ -157,6 +167,7 @@ class TrioWire(Wire):
 
     Args:
         abort: Closes the stream's transport, synchronously.
+        interrupt: Has a read that waits on the transport raise `Interrupted`.
         arrived: Whether the transport has something to be read.
         send_nowait: Sends what the transport has room for, and says how much; None where it cannot.
     """
@@ -168,6 +179,7 @@ class TrioWire(Wire):
         target: Target,
         *,
         abort: Callable[[], None],
+        interrupt: Callable[[], None],
         arrived: Callable[[], bool] = lambda: False,
         send_nowait: Callable[[bytes], int] | None = None,
     ) -> None:
@@ -177,6 +189,7 @@ class TrioWire(Wire):
         self._chunks = (LARGEST_COMPRESSED_READ,) * 2 if target.compression else (_CHUNK, _LARGE_CHUNK)
         self._chunk = self._chunks[0]
         self._abort = abort
+        self._interrupt = interrupt
         self._arrived = arrived
         self._send_nowait = send_nowait
         self._reading = False
@@ -218,6 +231,10 @@ class TrioWire(Wire):
         if session.closed is not None and self.closed is None:
             self._end(session.closed)
         return message
+
+    def interrupt(self) -> None:
+        if self._reading or self._sending.locked():
+            self._interrupt()
 
     def take_nowait(self) -> deque[str | bytes]:
         session = self._session
