@@ -60,7 +60,7 @@ class PicowsWire(PushedWire):
         self._socket = transport
         self._connected(transport.underlying_transport)
 
-    def frame(self, frame: picows.WSFrame) -> None:
+    def frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
         """Take in a frame. What it raises would be logged by picows with the frame's content; so it raises nothing."""
         if self.closed is not None and frame.msg_type != _CLOSE:
             return
@@ -68,11 +68,11 @@ class PicowsWire(PushedWire):
             self._break(1002, "reserved bits are set")
             return
         kind = frame.msg_type
-        if kind in (_TEXT, _BINARY):
+        if kind is _TEXT or kind is _BINARY:
             if self._fragments is not None:
                 self._break(1002, "a new message inside a fragmented one")
             elif frame.fin:
-                self._deliver(kind == _TEXT, frame)
+                self._deliver(kind is _TEXT, frame)
             else:
                 self._first = kind
                 self._fragments = bytearray()
@@ -97,14 +97,12 @@ class PicowsWire(PushedWire):
         self._loop.call_soon(_retrieve_failure, transport)
 
     def _deliver(self, is_text: bool, frame: picows.WSFrame) -> None:
-        if frame.payload_size > self._limit:
+        size = frame.payload_size
+        if size > self._limit:
             self._break(1009, f"a message longer than {self._limit} bytes")
             return
-        if not is_text:
-            self._pushed(frame.get_payload_as_bytes(), frame.payload_size)
-            return
         try:
-            self._pushed(frame.get_payload_as_utf8_text(), frame.payload_size)
+            self._pushed(frame.get_payload_as_utf8_text() if is_text else frame.get_payload_as_bytes(), size)
         except UnicodeDecodeError:
             self._break(1007, _VIOLATIONS[1007])
 
@@ -196,13 +194,10 @@ class _Listener(picows.WSListener):
 
     def __init__(self, wire: PicowsWire) -> None:
         self._wire = wire
-        self.on_frame = wire.frame
+        self.on_ws_frame = wire.frame  # type: ignore[method-assign] # one call less per frame
 
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
         self._wire.connected(transport)
-
-    def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
-        self.on_frame(frame)
 
     def on_ws_disconnected(self, transport: picows.WSTransport) -> None:
         self._wire.disconnected(transport)
