@@ -233,7 +233,7 @@ class TrioWire(Wire):
         return message
 
     def interrupt(self) -> None:
-        if self._reading or self._sending.locked():
+        if self.closed is None and (self._reading or self._sending.locked()):
             self._interrupt()
 
     def take_nowait(self) -> deque[str | bytes]:
