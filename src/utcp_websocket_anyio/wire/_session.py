@@ -73,9 +73,9 @@ class Session:
         self.is_open = False
         self._target = target
         self._head: bytearray | None = bytearray()
-        self._header = b""  # in part
-        self._missing = 0  # of the frame whose header was complete
-        self._is_for_core = False  # that frame
+        self._header = b""  # of a frame, as far as it came
+        self._missing = 0  # bytes of the frame that was begun
+        self._is_for_core = False  # the frame that was begun
         self._is_fragmented = False
         self._is_text = False
         self._partial = bytearray()  # not a list of fragments: a hostile peer's are two bytes each
