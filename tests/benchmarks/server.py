@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 import sys
 from urllib.parse import parse_qs, urlsplit
 
 import picows
 from measure import allow_files
+
+BLOCK = 256 * 1024
 
 END = json.dumps({"type": "stream_end"}).encode()
 
@@ -29,9 +32,17 @@ class Echo(picows.WSListener):
 
 
 class Stream(Echo):
+    """Sends as fast as the client reads: many messages with each write, or its own cost would be what is measured."""
+
     def __init__(self, count: int, size: int) -> None:
+        if size < 126:
+            length = bytes([size])
+        else:
+            length = struct.pack("!BH", 126, size) if size < 65_536 else struct.pack("!BQ", 127, size)
+        self.frame = b"\x81" + length + b"x" * size
         self.count = count
-        self.payload = b"x" * size
+        self.at_once = max(1, BLOCK // len(self.frame))
+        self.block = self.frame * self.at_once
         self.writable = asyncio.Event()
         self.writable.set()
 
@@ -48,12 +59,11 @@ class Stream(Echo):
         self.writable.set()
 
     async def send(self, transport: picows.WSTransport) -> None:
-        for number in range(self.count):
-            transport.send(picows.WSMsgType.TEXT, self.payload)
-            if not self.writable.is_set():
-                await self.writable.wait()
-            elif number % 100 == 0:
-                await asyncio.sleep(0)
+        for _ in range(self.count // self.at_once):
+            transport.underlying_transport.write(self.block)
+            await self.writable.wait()
+            await asyncio.sleep(0)
+        transport.underlying_transport.write(self.frame * (self.count % self.at_once))
         transport.send(picows.WSMsgType.TEXT, END)
 
 
