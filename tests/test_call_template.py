@@ -760,6 +760,7 @@ def test_json_values_that_are_not_the_same_make_different_plans(one: Any, other:
 
 
 def test_the_cache_of_plans_is_bounded_and_keeps_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_template, "_validated_once", call_template._validated_once.__wrapped__)
     monkeypatch.setattr(call_template, "_PLANS_KEPT", 2)
     monkeypatch.setattr(call_template, "_PLANS", type(call_template._PLANS)())
     used = template(message="used").plan
@@ -773,6 +774,29 @@ def test_the_cache_of_plans_is_bounded_and_keeps_what_is_used(monkeypatch: pytes
     template(message="d")
     assert template(message="b").plan is not forgotten
     assert len(call_template._PLANS) == 2
+
+
+@pytest.mark.parametrize("again", ["validated", "copied"])
+def test_templates_of_the_same_values_share_the_plan_and_nothing_else(again: str) -> None:
+    auth = {"auth_type": "api_key", "api_key": "k"}
+    values = {**BASE, "message": {"a": [1]}, "auth": auth, "tools": [{"name": "t"}]}
+    before = copy.deepcopy(values)
+    first = serializer.validate_dict(values)
+    second = serializer.validate_dict(values) if again == "validated" else first.model_copy(deep=True)
+    assert second == first
+    assert second.plan is first.plan
+    assert isinstance(first.message, dict)
+    assert isinstance(first.auth, ApiKeyAuth)
+    assert first.tools is not None
+    first.message["a"].append(2)
+    first.auth.api_key = "other"
+    first.tools[0]["name"] = "other"
+    first.url = "wss://example.com/other"
+    third = serializer.validate_dict(values)
+    for untouched in (second, third):
+        assert (untouched.url, untouched.message, untouched.tools) == (BASE["url"], {"a": [1]}, [{"name": "t"}])
+        assert untouched.plan.auth == api_key("k")
+    assert values == before
 
 
 def test_a_plan_is_of_the_template_as_it_is_now() -> None:

@@ -39,7 +39,7 @@ LAYERS = [
     ["auth", "extraction", "template"],
     ["http", "patterns"],
     ["placeholders"],
-    ["message", "security", "tls", "faults", "iteration"],
+    ["json_values", "message", "security", "tls", "faults", "iteration"],
     ["errors"],
 ]
 """From the top down. A module imports from lower layers only; `wire` is also the interface of its engines."""

@@ -7,9 +7,10 @@ be wrong with it is wrong then, and a call finds everything prepared.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import logging
-import math
+import marshal
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from utcp.interfaces.serializer import Serializer
 
 from .auth import check_credentials
 from .errors import WebSocketSecurityError
+from .json_values import check_json, copy_json, is_mutable
 from .plan import Plan, compile_plan
 from .security import check_header, check_http_url, check_websocket_url
 from .template import declare_inputs
@@ -161,13 +163,21 @@ class WebSocketCallTemplate(CallTemplate):  # noqa: PLW1641 - mutable, so not ha
         _check_headers("header_fields", dict.fromkeys(self.header_fields or (), ""))
         check_credentials(self.auth)
         for name in _FREE_FORM:
-            _check_json(getattr(self, name), name)
+            check_json(getattr(self, name), name)
         if self.tools is not None:
             self.tools = [_inline_tool(tool, f"tools[{index}]") for index, tool in enumerate(self.tools)]
         fields = dict(self.__dict__)
         self._plan = _plan_by_value(fields)
         self._snapshot = _copy_of(fields)
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> WebSocketCallTemplate:
+        # The stock client copies templates at every call. Copies share what is compiled, which never changes.
+        copied = copy.copy(self)
+        copied.__dict__.update(_copy_of({name: value for name, value in self.__dict__.items() if is_mutable(value)}))
+        if memo is not None:
+            memo[id(self)] = copied
+        return copied
 
     def __eq__(self, other: object) -> bool:
         # The model's own would compare the plans as well.
@@ -212,7 +222,7 @@ class WebSocketCallTemplateSerializer(Serializer[WebSocketCallTemplate]):
         for name, default in _DEFAULTS.items():
             value = getattr(obj, name)
             if value != default:
-                values[name] = _copy_json(value)
+                values[name] = copy_json(value)
         return values
 
     def validate_dict(self, obj: dict[str, Any]) -> WebSocketCallTemplate:
@@ -222,7 +232,7 @@ class WebSocketCallTemplateSerializer(Serializer[WebSocketCallTemplate]):
             UtcpSerializerValidationError: Something is wrong with it; the text names the field and shows no secret.
         """
         try:
-            return WebSocketCallTemplate.model_validate(_copy_json(obj))
+            return _validated(obj)
         except ValidationError as error:
             faults = "; ".join(_fault(detail["loc"], detail["msg"]) for detail in error.errors(include_input=False))
         except RecursionError:
@@ -248,6 +258,21 @@ def declare_tool_inputs(tool: Tool) -> Tool:
     if rewritten == values:
         return tool
     return tool.model_copy(update={"tool_call_template": serializer.validate_dict(rewritten)})
+
+
+def _validated(values: dict[str, Any]) -> WebSocketCallTemplate:
+    """Build a template, or copy the one that was built of the same values: the stock client asks at every call."""
+    try:
+        # A key that tells 1 from "1" and True, as JSON does not; and that keeps objects out.
+        key = marshal.dumps(values, 2)
+    except ValueError:
+        return WebSocketCallTemplate.model_validate(copy_json(values))
+    return copy.deepcopy(_validated_once(key))
+
+
+@functools.lru_cache(maxsize=_PLANS_KEPT)
+def _validated_once(key: bytes) -> WebSocketCallTemplate:
+    return WebSocketCallTemplate.model_validate(marshal.loads(key))  # noqa: S302 - made above
 
 
 def _declared(values: dict[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,24 +326,6 @@ def _check_headers(field: str, headers: Mapping[str, str]) -> None:
         raise WebSocketSecurityError(f"{field}: {fault}")
 
 
-def _check_json(value: Any, where: str, depth: int = 0) -> None:
-    """Nothing but JSON values, so that what is compared, copied and sent is the same everywhere."""
-    if depth > _DEEPEST:
-        raise ValueError(f"{where.partition('.')[0].partition('[')[0]}: is nested more than {_DEEPEST} levels deep")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise ValueError(f"{where}: the key {key!r} must be a string")
-            _check_json(item, f"{where}.{key}", depth + 1)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _check_json(item, f"{where}[{index}]", depth + 1)
-    elif not isinstance(value, (str, int, float, type(None))):
-        raise ValueError(f"{where}: must be a JSON value, not {type(value).__name__}")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where}: must be a finite number, as JSON has no others")
-
-
 def _plan_by_value(fields: dict[str, Any]) -> Plan:
     auth: Auth | None = fields["auth"]
     known_as = {name: value for name, value in fields.items() if name not in _NOT_IN_PLAN}
@@ -336,17 +343,7 @@ def _plan_by_value(fields: dict[str, Any]) -> Plan:
 
 
 def _copy_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.model_copy() if isinstance(value, Auth) else _copy_json(value) for name, value in fields.items()
-    }
-
-
-def _copy_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy_json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copy_json(item) for item in value]
-    return value if isinstance(value, (str, int, float, type(None), Auth, Tool)) else copy.deepcopy(value)
+    return {name: value.model_copy() if isinstance(value, Auth) else copy_json(value) for name, value in fields.items()}
 
 
 def _fault(location: tuple[int | str, ...], text: str) -> str:
@@ -384,7 +381,6 @@ _FREE_FORM = (
     "discovery_message",
     "tools",
 )
-_DEEPEST = 100
 _DEFAULTS = {
     name: field.get_default(call_default_factory=True)
     for name, field in WebSocketCallTemplate.model_fields.items()

@@ -1,0 +1,56 @@
+"""JSON values in call templates: what is one, and copies that share nothing."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+from utcp.data.auth import Auth
+from utcp.data.tool import Tool
+
+__all__ = ["check_json", "copy_json", "is_mutable"]
+
+_DEEPEST = 100
+_IMMUTABLE = frozenset({str, int, float, bool, type(None)})
+
+
+def check_json(value: Any, where: str, depth: int = 0) -> None:
+    """Nothing but JSON values, so that what is compared, copied and sent is the same everywhere.
+
+    Args:
+        where: Its place in the call template, for errors.
+
+    Raises:
+        ValueError: There is something else in it, or it is nested too deeply.
+    """
+    if depth > _DEEPEST:
+        raise ValueError(f"{where.partition('.')[0].partition('[')[0]}: is nested more than {_DEEPEST} levels deep")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{where}: the key {key!r} must be a string")
+            check_json(item, f"{where}.{key}", depth + 1)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            check_json(item, f"{where}[{index}]", depth + 1)
+    elif not isinstance(value, (str, int, float, type(None))):
+        raise ValueError(f"{where}: must be a JSON value, not {type(value).__name__}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}: must be a finite number, as JSON has no others")
+
+
+def copy_json(value: Any) -> Any:
+    """A copy of a JSON value; UTCP's own objects in it stay the same ones."""
+    if type(value) in _IMMUTABLE:
+        return value
+    if isinstance(value, dict):
+        return {key: copy_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [copy_json(item) for item in value]
+    return value if isinstance(value, (Auth, Tool)) else copy.deepcopy(value)
+
+
+def is_mutable(value: Any) -> bool:
+    """Whether a copy has to be another object."""
+    return type(value) not in _IMMUTABLE
