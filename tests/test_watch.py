@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -87,6 +88,21 @@ async def test_who_is_told_may_come_back() -> None:
         began = trio.current_time()
         await anyio.sleep(35)
         assert [moment - began for moment in beating.told] == pytest.approx([10, 20, 30])
+
+
+async def test_who_left_is_not_kept() -> None:
+    async with running() as watch:
+        left = Waiting(10)
+        gone = weakref.ref(left)
+        watch.add(left)
+        watch.discard(left)
+        del left
+        assert gone() is None
+        for _ in range(10_000):
+            call = Waiting(10)
+            watch.add(call)
+            watch.discard(call)
+        assert len(watch._deadlines) < 200
 
 
 async def test_a_long_row_of_calls_that_end_in_time_wakes_it_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
