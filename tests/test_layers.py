@@ -35,7 +35,7 @@ LAYERS = [
     ["repository", "request", "verdict"],
     ["call_template"],
     ["plan"],
-    ["filters", "url_template"],
+    ["filters", "message_template", "url_template"],
     ["auth", "extraction", "template"],
     ["http", "patterns"],
     ["placeholders"],

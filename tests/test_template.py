@@ -19,10 +19,10 @@ from utcp_websocket_anyio.call_template import WebSocketCallTemplate
 from utcp_websocket_anyio.errors import MissingArgumentError
 from utcp_websocket_anyio.filters import compile_filter
 from utcp_websocket_anyio.message import Message
+from utcp_websocket_anyio.message_template import BoundMessage, compile_message
 from utcp_websocket_anyio.request import Request, prepare
 from utcp_websocket_anyio.template import (
     Values,
-    compile_message,
     compile_template,
     declare_inputs,
     encode_arguments,
@@ -399,7 +399,7 @@ def test_every_missing_argument_is_named_wherever_it_is_used() -> None:
 
 
 def test_a_dollar_name_and_the_whole_arguments_are_never_missing() -> None:
-    assert prepared({}, message="${a} {{args}}").frame == "${a} {}"
+    assert prepared({}, message="${a} {{args}}").message == "${a} {}"
 
 
 def test_a_hole_that_is_filled_without_its_argument_says_which_one_is_missing() -> None:
@@ -616,10 +616,10 @@ def test_without_a_message_the_arguments_are_sent_but_for_those_in_url_and_heade
         url="wss://example.com/{{args.path}}/${dollar}?q=UTCP_ARG_query_UTCP_ARG",
         header_fields=["header", "missing"],
     )
-    assert request.frame == '{"b": [1, "\\u00fc"], "a": null}'
+    assert request.message == '{"b": [1, "\\u00fc"], "a": null}'
     assert request.endpoint.headers == (("header", "h"),)
-    assert prepared({}).frame == "{}"
-    assert prepared(arguments).frame == json.dumps(arguments)
+    assert prepared({}).message == "{}"
+    assert prepared(arguments).message == json.dumps(arguments)
 
 
 @given(st.dictionaries(st.text(), json_values), st.sets(st.text()))
@@ -629,10 +629,16 @@ def test_arguments_are_encoded_as_json_dumps_writes_them(arguments: dict[str, An
 
 
 @pytest.mark.parametrize("part", ["{{call_id}}", "{{captured.session}}"])
-def test_a_message_that_depends_on_the_connection_is_tried_before_there_is_one(part: str) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_a_message_that_depends_on_the_connection_is_tried_before_there_is_one(part: str, together: bool) -> None:
     steps = [{"expect": {"a": 1}, "capture": {"session": {"path": "a"}}}]
-    message = {"id": part, "a": "{{args.a}}"}
-    assert prepared({"a": 1}, message=message, before=steps).frame is None
+    message: dict[str, Any] = {"100%": part + " {{args.a}}"} if together else {"100%": part, "a": "{{args.a}}"}
+    request = prepared({"a": "50%s"}, message=message, before=steps)
+    assert isinstance(request.message, BoundMessage)
+    request.values.call_id = 7
+    request.values.captured = {"session": 7}
+    sent = json.loads(request.message.encode(request.values))
+    assert sent == ({"100%": "7 50%s"} if together else {"100%": 7, "a": "50%s"})
     with pytest.raises(ValueError, match="Out of range float"):
         prepared({"a": math.nan}, message=message, before=steps)
     with pytest.raises(ValueError, match="Out of range float"):
@@ -640,7 +646,7 @@ def test_a_message_that_depends_on_the_connection_is_tried_before_there_is_one(p
 
 
 def test_a_call_that_only_listens_has_no_request() -> None:
-    assert prepared({"a": 1}, listen_only=True).frame is None
+    assert prepared({"a": 1}, listen_only=True).message is None
 
 
 # URLs

@@ -199,7 +199,7 @@ class Exchange:
         if self._shared:
             await self._post(connection)
         elif not plan.listen_only:
-            await self._send(self._encoded())
+            await self._send(self._request.encoded())
         self._begun = True
         if self._expected == 0:
             self._over = self._reusable = True
@@ -215,24 +215,13 @@ class Exchange:
         if self._plan.listen_only:
             self._listening = True
             return
-        self._outgoing = connection.post(self._encoded())
+        self._outgoing = connection.post(self._request.encoded())
         self._listening = True
         if self._expected == 0:
             await self._outgoing.wait()
             if not self._outgoing.is_sent:
                 # Why not is in the queue, and is raised.
                 await self._mailbox.take()
-
-    def _encoded(self) -> str | bytes:
-        if self._request.frame is not None:
-            return self._request.frame
-        assert self._plan.message is not None
-        try:
-            return self._plan.message.encode(self._values)
-        except ValueError as error:
-            # Its arguments have been tried; what else is in it was captured.
-            fault = str(error)
-        raise WebSocketProtocolError(fault, endpoint=self._endpoint.label)
 
     async def _converse(self, connection: Connection) -> None:
         if self._shared:

@@ -11,8 +11,9 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from operator import attrgetter
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import escape
@@ -21,9 +22,10 @@ import regex
 
 from .errors import MissingArgumentError
 
-__all__ = ["Hole", "Values", "json_text", "parse", "text_of"]
+__all__ = ["Hole", "Render", "Values", "json_text", "parse", "text_of"]
 
 Parts = tuple["str | Hole", ...]
+Render = Callable[["Values"], Any]
 
 _PLACEHOLDER = re.compile(
     r"UTCP_ARG_(?P<classic>\S+?)_UTCP_ARG"
@@ -98,6 +100,8 @@ class Hole:
         name: Of the argument or captured value.
         typed: Whether it keeps its JSON type where it stands alone.
         source: The placeholder as it was written.
+        value: What it stands for, with its JSON type. Raises `MissingArgumentError` where there is no such argument;
+            `ValueError` where there is no such captured value yet, or the encoder cannot take the value.
     """
 
     kind: str
@@ -105,46 +109,66 @@ class Hole:
     encoder: str | None
     typed: bool
     source: str
+    value: Render = field(init=False, compare=False)
 
-    def value(self, values: Values) -> Any:
-        """What it stands for, with its JSON type.
-
-        Raises:
-            MissingArgumentError: There is no such argument.
-            ValueError: There is no such captured value yet, or the encoder cannot take the value.
-        """
-        value = self._plain_value(values)
-        return value if self.encoder is None else _ENCODERS[self.encoder](value)
+    def __post_init__(self) -> None:
+        value = _KINDS[self.kind](self)
+        object.__setattr__(self, "value", value if self.encoder is None else _encoded(value, _ENCODERS[self.encoder]))
 
     def text(self, values: Values) -> str:
         """What it stands for, as a part of a longer text."""
         return text_of(self.value(values))
 
-    def _plain_value(self, values: Values) -> Any:
-        kind = self.kind
-        if kind == "args.":
-            try:
-                return values.args[self.name]
-            except KeyError:
-                pass
-            raise MissingArgumentError([self.name])
-        if kind == "call_id":
-            return values.call_id
-        if kind == "uuid":
-            return values.uuid
-        if kind == "args":
-            return dict(values.args)
-        if kind == "now":
-            return values.now
-        if kind == "tool_name":
-            return values.tool_name
-        if kind == "$":
-            return values.args.get(self.name, self.source)
+
+def _argument(hole: Hole) -> Render:
+    name = hole.name
+
+    def value(values: Values) -> Any:
         try:
-            return values.captured[self.name]
+            return values.args[name]
         except KeyError:
             pass
-        raise ValueError(f"nothing was captured as {self.name!r} on this connection")
+        raise MissingArgumentError([name])
+
+    return value
+
+
+def _argument_if_given(hole: Hole) -> Render:
+    name, source = hole.name, hole.source
+    return lambda values: values.args.get(name, source)
+
+
+def _captured(hole: Hole) -> Render:
+    name = hole.name
+
+    def value(values: Values) -> Any:
+        try:
+            return values.captured[name]
+        except KeyError:
+            pass
+        raise ValueError(f"nothing was captured as {name!r} on this connection")
+
+    return value
+
+
+def _of_the_call(hole: Hole) -> Render:
+    return attrgetter(hole.kind)
+
+
+_KINDS: dict[str, Callable[[Hole], Render]] = {
+    "args.": _argument,
+    "$": _argument_if_given,
+    "captured.": _captured,
+    "args": lambda hole: lambda values: dict(values.args),
+    "call_id": _of_the_call,
+    "uuid": _of_the_call,
+    "now": _of_the_call,
+    "tool_name": _of_the_call,
+}
+
+
+def _encoded(value: Render, encode: Callable[[Any], Any]) -> Render:
+    return lambda values: encode(value(values))
 
 
 def parse(text: str, where: str, *, arguments: bool = True) -> Parts:
@@ -191,6 +215,8 @@ _encode = json.JSONEncoder(allow_nan=False).encode
 
 def json_text(value: Any) -> str:
     """JSON as `json.dumps` writes it by default; NaN and Infinity, which JSON has not, are a `ValueError`."""
+    if type(value) is int:
+        return int.__repr__(value)  # what the encoder does, without its setting out for more
     try:
         return _encode(value)
     except TypeError as error:

@@ -18,15 +18,9 @@ from typing import Any, Literal
 from .auth import credential_key
 from .extraction import Extraction, compile_extraction
 from .filters import Filter, compile_filter
+from .message_template import MessageTemplate, compile_message
 from .security import display_url
-from .template import (
-    MessageTemplate,
-    Template,
-    Values,
-    compile_message,
-    compile_template,
-    render_number,
-)
+from .template import Template, Values, compile_template, render_number
 from .url_template import UrlTemplate, compile_url
 
 __all__ = ["AutoReply", "ConnectionPlan", "Endpoint", "Plan", "Step", "compile_connection", "compile_plan"]

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import MissingArgumentError
+from .errors import MissingArgumentError, WebSocketProtocolError
+from .message_template import BoundMessage
 from .placeholders import text_of
 from .plan import Endpoint, Plan
 from .security import check_header
@@ -24,15 +25,32 @@ class Request:
     """One call of a tool.
 
     Attributes:
-        frame: The encoded request; None where it depends on the connection (`{{call_id}}`, `{{captured…}}`).
+        message: The encoded request, or what encodes it where it depends on the connection (`{{call_id}}`,
+            `{{captured…}}`); None where nothing is sent.
         timeout: Seconds from the first message sent to the last response.
     """
 
     plan: Plan
     values: Values
     endpoint: Endpoint
-    frame: str | bytes | None
+    message: str | bytes | BoundMessage | None
     timeout: float
+
+    def encoded(self) -> str | bytes:
+        """What is sent, now that there is a connection.
+
+        Raises:
+            WebSocketProtocolError: What was captured cannot be encoded; the arguments can, as they were tried.
+        """
+        message = self.message
+        assert message is not None
+        if isinstance(message, (str, bytes)):
+            return message
+        try:
+            return message.encode(self.values)
+        except ValueError as error:
+            fault = str(error)
+        raise WebSocketProtocolError(fault, endpoint=self.endpoint.label)
 
 
 def prepare(plan: Plan, tool: str, arguments: Mapping[str, Any], *, manual: str) -> Request:
@@ -58,7 +76,7 @@ def prepare(plan: Plan, tool: str, arguments: Mapping[str, Any], *, manual: str)
         plan=plan,
         values=values,
         endpoint=_endpoint(plan, values, manual),
-        frame=_frame(plan, values),
+        message=_message(plan, values),
         timeout=render_number(timeout, values) if isinstance(timeout, Template) else timeout,
     )
 
@@ -90,15 +108,14 @@ def _headers(plan: Plan, arguments: Mapping[str, Any]) -> tuple[tuple[str, str],
     return (*(header for header in plan.headers if header[0].lower() not in taken), *own)
 
 
-def _frame(plan: Plan, values: Values) -> str | bytes | None:
+def _message(plan: Plan, values: Values) -> str | bytes | BoundMessage | None:
     for step in plan.before:
         if step.send is not None:
-            step.send.encode(values.rehearsal())
+            step.send.bind(values)
     if plan.listen_only:
         return None
     if plan.message is None:
         return encode_arguments(values.args, without=plan.consumed)
     if plan.message.uses_call_id or plan.message.captures:
-        plan.message.encode(values.rehearsal())
-        return None
+        return plan.message.bind(values)
     return plan.message.encode(values)

@@ -17,8 +17,9 @@ from utcp.plugins.plugin_loader import ensure_plugins_initialized
 
 from ..call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
 from ..discovery import discover
+from ..message_template import MessageTemplate
 from ..plan import Plan, Step
-from ..template import MessageTemplate, Values, encode_arguments
+from ..template import Values, encode_arguments
 from .arguments import read_arguments, signature
 from .explain import explain
 from .failures import Failure, as_failures
