@@ -27,7 +27,7 @@ LAYERS = [
     ["exchange"],
     ["pool", "connector"],
     ["connection"],
-    ["heartbeat"],
+    ["heartbeat", "stand_in"],
     ["conversation", "outbox", "router", "lull", "mailbox", "statistics", "watch"],
     ["wire", "wire._picows", "wire._trio"],
     ["wire._asyncio"],

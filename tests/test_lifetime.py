@@ -43,6 +43,39 @@ async def test_an_idle_connection_answers_pings_and_notices_its_end() -> None:
         await until_idle(protocol, 0)
 
 
+async def test_an_idle_connection_has_no_task_where_it_is_not_needed(anyio_backend_name: str) -> None:
+    async with entered() as protocol, echo_server() as url:
+        await protocol.call_tool(None, "manual.t", {}, template(url + "?first", message="x"))
+        await anyio.wait_all_tasks_blocked()
+        before = {task.id for task in anyio.get_running_tasks()}
+        await protocol.call_tool(None, "manual.t", {}, template(url, message="x"))
+        await anyio.wait_all_tasks_blocked()
+        its_own = [
+            task for task in anyio.get_running_tasks() if task.id not in before and "utcp_websocket" in str(task.name)
+        ]
+        assert len(its_own) == (1 if anyio_backend_name == "trio" else 0)
+
+
+async def test_a_flood_while_a_connection_is_idle_is_thrown_away() -> None:
+    answered = anyio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.send(await peer.receive())
+        for _ in range(100):
+            await peer.send("x" * 100_000)
+        await peer.send_frame(PING, b"still there")
+        assert await peer.receive_frame() == (PONG, b"still there")
+        answered.set()
+        await peer.send(await peer.receive())
+        await peer.until_closed()
+
+    async with entered() as protocol, peer(script) as url:
+        assert await protocol.call_tool(None, "manual.t", {}, template(url, message="first")) == "first"
+        await answered.wait()
+        assert await protocol.call_tool(None, "manual.t", {}, template(url, message="second")) == "second"
+
+
 async def test_deregistering_closes_the_manuals_connections_and_fails_its_calls() -> None:
     asked = anyio.Event()
 

@@ -89,11 +89,10 @@ async def test_a_line_per_connection_opened_lost_and_closed_and_per_retry(caplog
             return
         await peer.handshake()
         await peer.send(await peer.receive())
-        if attempts == 2:
-            await peer.receive()
-            await peer.close(1011, "out of order")
+        await peer.receive_frame()
+        await (peer.close(1011, "out of order") if attempts == 2 else peer.close(1000))
 
-    async with entered() as protocol, peer(script) as url:
+    async with peer(script) as url, entered() as protocol:
         await protocol.call_tool(None, "manual.t", {}, template(url, message="x"))
         with pytest.raises(WebSocketClosedError):
             await protocol.call_tool(None, "manual.t", {}, template(url, message="x"))

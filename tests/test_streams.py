@@ -8,7 +8,7 @@ from contextlib import aclosing
 import anyio
 import pytest
 from driver import entered, template, until_idle
-from peers import CLOSE, Peer, peer
+from peers import CLOSE, PING, PONG, Peer, peer
 
 from utcp_websocket_anyio import (
     WebSocketClosedError,
@@ -134,6 +134,31 @@ async def test_a_slow_consumer_holds_the_sender_back_and_loses_nothing() -> None
                         await anyio.sleep(0.2)
                     assert sent < 1_500
         assert received == 3_000
+
+
+async def test_no_pong_is_expected_while_messages_wait_for_a_slow_consumer() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        for number in range(1_000):
+            await peer.send(f"{number} " + "x" * 20_000)
+        await peer.send("the end")
+        while True:
+            opcode, payload = await peer.receive_frame()
+            await peer.send_frame({PING: PONG}.get(opcode, opcode), payload)
+            if opcode == CLOSE:
+                break
+
+    async with entered() as protocol, peer(script) as url:
+        beating = template(url, listen_only=True, end_filter="^the end$", ping_interval=0.05, pong_timeout=0.5)
+        received = 0
+        async with aclosing(protocol.call_tool_streaming(None, "manual.t", {}, beating)) as stream:
+            async for _ in stream:
+                received += 1
+                if received == 10:
+                    await anyio.sleep(0.8)
+        assert received == 1_000
+        await anyio.sleep(0.3)
+        assert protocol.statistics().idle == 1
 
 
 async def test_a_subscription_ends_well_when_its_time_is_over() -> None:

@@ -23,8 +23,9 @@ pytestmark = [
 class Waiting:
     """Notes when it was told."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, slack: float = 0) -> None:
         self.deadline = trio.current_time() + seconds
+        self.slack = slack
         self.told: list[float] = []
 
     def expire(self) -> None:
@@ -88,6 +89,42 @@ async def test_who_is_told_may_come_back() -> None:
         began = trio.current_time()
         await anyio.sleep(35)
         assert [moment - began for moment in beating.told] == pytest.approx([10, 20, 30])
+
+
+async def test_who_is_patient_is_told_with_another_whose_time_is_up() -> None:
+    async with running() as watch:
+        began = trio.current_time()
+        patient = [Waiting(10.0 + 0.1 * number, slack=1) for number in range(20)]
+        for one in patient:
+            watch.add(one)
+        await anyio.sleep(1000)
+    moments = [one.told[0] - began for one in patient]
+    assert all(one.deadline - 1 <= one.told[0] <= one.deadline + 0.001 for one in patient)
+    assert len({round(moment, 3) for moment in moments}) == 2
+
+
+async def test_many_at_once_leave_others_their_turns() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            if waiting[0].told and not waiting[-1].told:
+                turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with running() as watch, anyio.create_task_group() as task_group:
+        waiting = [Waiting(10) for _ in range(1000)]
+        for one in waiting:
+            watch.add(one)
+        await anyio.sleep(9.999)
+        task_group.start_soon(others)
+        while not all(one.told for one in waiting):
+            await anyio.lowlevel.checkpoint()
+            # The clock stands still while somebody runs.
+            trio.lowlevel.current_clock().jump(0.001)  # type: ignore[attr-defined]
+        task_group.cancel_scope.cancel()
+    assert turns >= 5
 
 
 async def test_who_left_is_not_kept() -> None:

@@ -103,37 +103,106 @@ async def test_pings_of_the_peer_are_answered_while_somebody_receives(connect: O
             await wire.close()
 
 
-async def test_ping_returns_with_its_own_pong(connect: Opener) -> None:
+async def test_a_ping_is_answered_by_the_pong_of_the_last_one_only(connect: Opener) -> None:
     pinged = anyio.Event()
     answer = anyio.Event()
 
     async def script(peer: Peer) -> None:
         await peer.handshake()
-        opcode, payload = await peer.receive_frame()
-        assert opcode == PING
+        frames = [await peer.receive_frame(), await peer.receive_frame()]
+        assert [opcode for opcode, _ in frames] == [PING, PING]
         await peer.send_frame(PONG, b"nobody asked")
+        await peer.send_frame(PONG, frames[0][1])
         pinged.set()
         await answer.wait()
-        await peer.send_frame(PONG, payload)
+        for _ in range(2):
+            await peer.send_frame(PONG, frames[1][1])
+        await peer.send("that was all")
 
     with anyio.fail_after(10):
         async with peer(script) as url:
             wire = await connect(url)
-            answered = anyio.Event()
-
-            async def ping() -> None:
-                await wire.ping()
-                answered.set()
-
+            answered: list[str] = []
+            assert wire.ping_nowait(lambda: answered.append("first"))
+            assert wire.ping_nowait(lambda: answered.append("second"))
             async with anyio.create_task_group() as task_group:
-                task_group.start_soon(ping)
                 task_group.start_soon(wire.receive)
                 await pinged.wait()
                 await anyio.wait_all_tasks_blocked()
-                assert not answered.is_set()
+                assert answered == []
                 answer.set()
+            assert answered == ["second"]
+            wire.abort()
+
+
+async def test_a_ping_waits_for_the_message_in_front_of_it(connect: Opener) -> None:
+    reads = anyio.Event()
+    long = b"x" * (16 * 2**20)
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await reads.wait()
+        size = 2 + 8 + 4 + len(long)
+        while size:
+            size -= len(await peer.stream.receive(min(size, 2**20)))
+        opcode, payload = await peer.receive_frame()
+        assert opcode == PING
+        await peer.send_frame(PONG, payload)
+        await anyio.sleep_forever()
+
+    with anyio.fail_after(20):
+        async with peer(script) as url:
+            wire = await connect(url)
+            answered = anyio.Event()
+            async with anyio.create_task_group() as task_group:
+                task_group.start_soon(wire.send, long)
+                await anyio.wait_all_tasks_blocked()
+                if not wire.ping_nowait(answered.set):
+                    task_group.start_soon(wire.ping, answered.set)
+                task_group.start_soon(wire.receive)
+                await anyio.wait_all_tasks_blocked()
+                assert not answered.is_set()
+                reads.set()
                 await answered.wait()
                 task_group.cancel_scope.cancel()
+            wire.abort()
+
+
+async def test_what_nobody_receives_is_told_of_where_it_arrives_by_itself(connect: Opener) -> None:
+    more = [anyio.Event() for _ in range(3)]
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        for event in more:
+            await event.wait()
+            await (peer.close(1001) if event is more[-1] else peer.send("news"))
+        await peer.until_gone()
+
+    async def told_of(expected: int) -> None:
+        while len(told) < expected:
+            await anyio.sleep(0.01)
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            wire = await connect(url)
+            told: list[str] = []
+            if wire.notify(lambda: told.append("early")):
+                more[0].set()
+                await told_of(1)
+                assert list(wire.take_nowait()) == ["news"]
+                assert wire.notify(None)
+                more[1].set()
+                while not wire.pending():
+                    await anyio.sleep(0.01)
+                await anyio.sleep(0.05)
+                assert told == ["early"]
+                # What came meanwhile is told of, too.
+                assert wire.notify(lambda: told.append("late"))
+                await told_of(2)
+                more[2].set()
+                await told_of(3)
+                assert told == ["early", "late", "late"]
+                assert wire.closed is not None
             wire.abort()
 
 
@@ -160,7 +229,9 @@ async def test_a_close_by_the_peer_is_told_at_once_with_code_and_reason(connect:
             with pytest.raises(WebSocketClosedError):
                 await wire.send("too late")
             with pytest.raises(WebSocketClosedError):
-                await wire.ping()
+                await wire.ping(closed.set)
+            with pytest.raises(WebSocketClosedError):
+                wire.ping_nowait(closed.set)
             await closed.wait()
 
 
@@ -197,29 +268,6 @@ async def test_a_connection_that_is_dropped_is_1006(connect: Opener, how: str) -
                 await wire.receive()
             assert caught.value.code == 1006
             assert isinstance(caught.value, ConnectionError)
-
-
-async def test_ping_ends_when_the_connection_does(connect: Opener) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.handshake()
-        await peer.receive_frame()
-        await peer.reset()
-
-    with anyio.fail_after(10):
-        async with peer(script) as url:
-            wire = await connect(url)
-            failures: list[BaseException] = []
-
-            async def expect_closed(operation: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-                try:
-                    await operation()
-                except WebSocketClosedError as error:
-                    failures.append(error)
-
-            async with anyio.create_task_group() as task_group:
-                task_group.start_soon(expect_closed, wire.ping)
-                task_group.start_soon(expect_closed, wire.receive)
-            assert len(failures) == 2
 
 
 async def test_closing_says_so_and_waits_for_the_answer(connect: Opener) -> None:
@@ -594,7 +642,7 @@ async def test_after_abort_everything_says_closed(connect: Opener) -> None:
             wire = await connect(url)
             wire.abort()
             wire.abort()
-            for operation in (wire.receive, wire.ping, lambda: wire.send("x")):
+            for operation in (wire.receive, lambda: wire.ping(lambda: None), lambda: wire.send("x")):
                 with pytest.raises(WebSocketError):
                     await operation()
             await wire.close()

@@ -1,11 +1,12 @@
 """One pooled connection: read at all times, used by one exchange at a time or shared by many.
 
-Who reads. A WebSocket nobody reads answers no ping and notices no close, so a connection is always being read; but a
-task of its own between the wire and the waiting caller costs two task switches a call. So an *exclusive* exchange reads
-the wire itself while it waits, and the connection's own reader task takes over when nobody has read for a moment: while
-the connection is idle, and while the consumer of a stream is away, into an inbox of bounded size (past which TCP holds
-the sender back). A *multiplexed* connection is read by its reader task alone, which routes each message to the
-exchanges whose filters match.
+Who reads. On trio, a WebSocket nobody reads answers no ping and notices no close, so a connection is always being read;
+but a task of its own between the wire and the waiting caller costs two task switches a call. So an *exclusive* exchange
+reads the wire itself while it waits, and the connection's own reader task takes over when nobody has read for a moment:
+while the connection is idle, and while the consumer of a stream is away, into an inbox of bounded size (past which TCP
+holds the sender back). On asyncio, where the transport pushes, the wire does all that without a task and tells when
+there is something to be thrown away. A *multiplexed* connection is read by its reader task alone, which routes each
+message to the exchanges whose filters match.
 
 Who writes. An exclusive exchange sends itself, and takes its connection with it when it is cancelled half-way; on a
 shared one the messages of all go through an `Outbox`.
@@ -18,28 +19,27 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
 
-from .conversation import capture, converse, response_faults
-from .errors import WebSocketAuthError, WebSocketClosedError, WebSocketError
+from .conversation import Dialogue
+from .errors import WebSocketClosedError, WebSocketError
 from .heartbeat import Heartbeat
-from .lull import Lull
 from .message import Message
 from .outbox import Outbox, Outgoing
 from .router import Recipient, Router
-from .template import Values
+from .stand_in import StandIn
 from .wire import CLOSING_TIME, Interrupted
 
 if TYPE_CHECKING:
+    from collections import deque
+
     from anyio.abc import TaskGroup
 
-    from .plan import ConnectionPlan, Step
+    from .plan import ConnectionPlan
     from .watch import Watch
     from .wire import Wire
 
@@ -47,8 +47,6 @@ __all__ = ["Connection"]
 
 _log = logging.getLogger(__name__)
 
-_INBOX_MESSAGES = 16
-_INBOX_BYTES = 256 * 1024
 _SETTLING_ROUNDS = 100
 
 
@@ -62,22 +60,19 @@ class Connection:
         self.calls = 0
         self.retired = False
         self.unanswered = False
-        self.captured: dict[str, Any] = {}
+        self.is_being_read = False
+        self.dialogue = Dialogue(plan.auto_reply, label)
         self.on_lost: Callable[[Connection], None] | None = None
         self._opened = anyio.current_time()
         self._error: WebSocketError | None = None
         self._reason: WebSocketError | None = None
-        self._call_id = 0
-        self._values = Values({}, "")
         self._user: Recipient | None = None
-        self._reading = False
-        self._lull = Lull(self._is_read_or_full)
+        self._is_pushed = False
+        self._stand_in: StandIn | None = None
         self._arrival: anyio.Event | None = None
         self._ended: anyio.Event | None = None
         self._heartbeat: Heartbeat | None = None
-        self._inbox: deque[Message] = deque()
-        self._inbox_bytes = 0
-        self._router = Router()
+        self._router: Router | None = None
         self._outbox: Outbox | None = None
 
     def __repr__(self) -> str:
@@ -102,23 +97,39 @@ class Connection:
 
     def start(self, task_group: TaskGroup, watch: Watch) -> None:
         """Start what keeps the connection alive; it ends with it."""
-        task_group.start_soon(self._keep_reading)
         if self.plan.multiplex:
+            self._router = Router()
             self._outbox = Outbox()
-            task_group.start_soon(self._keep_writing, self._outbox)
+            task_group.start_soon(self._failing, self._keep_routing, self._router)
+            task_group.start_soon(self._failing, self._outbox.send_all, self.wire)
+        elif not self.plan.auto_reply and self.wire.notify(self._discard):
+            self._is_pushed = True
+        else:
+            self._stand_in = StandIn(self)
+            task_group.start_soon(self._failing, self._stand_in.run)
         if self.plan.ping_interval is not None:
             self._heartbeat = Heartbeat(self, self.plan.ping_interval, task_group=task_group, watch=watch)
         _log.info("connection opened: %s", self.label, extra={"endpoint": self.label, "event": "opened"})
 
     def have_read(self) -> None:
         """See to it that somebody reads: a pong will come."""
-        if not self._reading:
-            self._lull.nudge()
+        if self._stand_in is not None and not self.is_being_read:
+            self._stand_in.nudge()
 
     @property
     def is_held_back(self) -> bool:
         """Whether messages wait for a slow consumer, and a pong may wait behind them."""
-        return self._user is not None and (bool(self._inbox) or self.wire.pending())
+        return self.is_in_use and (self._has_inbox or self.wire.pending())
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether an exclusive exchange has it."""
+        return self._user is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is to be read any more, but by a farewell."""
+        return self.retired or self._error is not None
 
     # Exclusive use
 
@@ -132,32 +143,37 @@ class Connection:
         for _ in range(_SETTLING_ROUNDS):
             if not self.usable or self.quiet:
                 break
-            self._lull.nudge()
+            if self._stand_in is None:
+                self._discard()
+            else:
+                self._stand_in.nudge()
             await anyio.lowlevel.checkpoint()
 
     def attach(self, user: Recipient) -> None:
         """Begin an exclusive use: what comes from now on is the user's. Only a close on this side calls its `fail`."""
         self._user = user
         self.calls += 1
+        if self._is_pushed:
+            self.wire.notify(None)
 
     def detach(self, user: Recipient) -> None:
         """End an exclusive use. What comes from now on is nobody's."""
         if self._user is user:
             self._user = None
-            self._inbox.clear()
-            self._inbox_bytes = 0
+            if self._stand_in is not None:
+                self._stand_in.inbox.clear()
+            if self._is_pushed and not self.retired:
+                self.wire.notify(self._discard)
 
     def receive_nowait(self) -> Message | None:
         """The next message that is already there."""
-        if not self._inbox:
+        if self._stand_in is None or not self._stand_in.inbox:
             return None
-        message = self._inbox.popleft()
-        self._inbox_bytes -= len(message.data)
-        return message
+        return self._stand_in.inbox.popleft()
 
     def take_nowait(self) -> deque[str | bytes] | None:
         """All messages that are already there, or None where each has to be looked at before it is handed on."""
-        if self._inbox or self.plan.auto_reply:
+        if self._has_inbox or self.plan.auto_reply:
             return None
         return self.wire.take_nowait()
 
@@ -179,12 +195,12 @@ class Connection:
                 return message
             if self._error is not None:
                 raise copy.copy(self._error)
-            if self._reading:
+            if self.is_being_read:
                 if self._arrival is None or self._arrival.is_set():
                     self._arrival = anyio.Event()
                 await self._arrival.wait()
                 continue
-            self._reading = True
+            self.is_being_read = True
             try:
                 data = await self.wire.receive()
             except Interrupted:
@@ -193,8 +209,9 @@ class Connection:
                 self.fail(error)
                 continue
             finally:
-                self._reading = False
-                self._lull.reads += 1
+                self.is_being_read = False
+                if self._stand_in is not None:
+                    self._stand_in.others_have_read()
                 self._wake(self._arrival)
             message = Message(data)
             if not (self.plan.auto_reply and await self._reply(message)):
@@ -214,9 +231,11 @@ class Connection:
         """Have messages offered to `recipient` until it leaves."""
         if self._error is not None:
             raise copy.copy(self._error)
+        assert self._router is not None
         self._router.add(recipient)
 
     def leave(self, recipient: Recipient) -> None:
+        assert self._router is not None
         self._router.remove(recipient)
 
     def post(self, data: str | bytes) -> Outgoing:
@@ -226,94 +245,72 @@ class Connection:
 
     # Conversations
 
-    def next_call_id(self) -> int:
-        """A number larger than every one before on this connection."""
-        self._call_id += 1
-        return self._call_id
-
     async def log_in(self) -> None:
         """Have the conversation that opens the connection.
 
         Raises:
             WebSocketAuthError: A step was rejected.
         """
-        await self._converse(self.plan.on_connect, "on_connect")
+        await self.dialogue.converse(self.plan.on_connect, "on_connect", send=self.send, receive=self.receive)
 
-    async def _converse(self, steps: tuple[Step, ...], where: str) -> None:
-        await converse(
-            steps,
-            values=self._own_values,
-            send=self.send,
-            receive=self.receive,
-            captured=self.captured,
-            rejected=lambda index, _: WebSocketAuthError(
-                f"the endpoint rejected the step {where}[{index}]", endpoint=self.label
-            ),
-            label=self.label,
-        )
-
-    def _own_values(self) -> Values:
-        """What placeholders stand for where the connection itself speaks: one uuid, and no arguments."""
-        self._values.call_id = self.next_call_id()
-        self._values.captured = self.captured
-        return self._values
+    async def _say_farewell(self) -> None:
+        try:
+            await self.dialogue.converse(self.plan.on_close, "on_close", send=self.send, receive=self.receive)
+        except WebSocketError as error:
+            _log.debug("farewell cut short: %s: %s", self.label, type(error).__name__)
 
     async def _reply(self, message: Message) -> bool:
         """Answer an application-level ping, if the message is one."""
-        for automatic in self.plan.auto_reply:
-            with response_faults(self.label):
-                if not automatic.match.matches(message, self._values):
-                    continue
-                capture(automatic.capture, message, self.captured)
-                reply = automatic.reply.encode(self._own_values())
-            await (self.send(reply) if self._outbox is None else self._outbox.reply(reply))
-            return True
-        return False
+        reply = self.dialogue.reply_to(message)
+        if reply is None:
+            return False
+        await (self.send(reply) if self._outbox is None else self._outbox.reply(reply))
+        return True
 
     # The tasks
 
-    async def _keep_reading(self) -> None:
-        try:
-            while not (self._error or self.retired):
-                if self.plan.multiplex or await self._turn_to_read():
-                    with suppress(Interrupted):
-                        await self._read_one()
-        except WebSocketError as error:
-            self.fail(error)
+    async def _keep_routing(self, router: Router) -> None:
+        while not self.is_over:
+            message = await self.read_one()
+            if message is not None:
+                router.route(message)
+            if not self.plan.auto_reply:
+                for data in self.wire.take_nowait():
+                    router.route(Message(data))
 
-    async def _read_one(self) -> None:
-        self._reading = True
+    async def read_one(self) -> Message | None:
+        """Read a message in the task of a reader; None if it is not to be seen by anyone."""
+        self.is_being_read = True
         try:
             message = Message(await self.wire.receive())
+        except Interrupted:
+            return None
         finally:
-            self._reading = False
+            self.is_being_read = False
             self._wake(self._arrival)
-        if self.plan.auto_reply and await self._reply(message):
+        return None if self.plan.auto_reply and await self._reply(message) else message
+
+    def _discard(self) -> None:
+        """Throw away what came while the connection is idle, and notice its end."""
+        if self._user is not None or self.is_over:
             return
-        if self._user is not None or self.retired:
-            self._inbox.append(message)
-            self._inbox_bytes += len(message.data)
-        elif self._router:
-            self._router.route(message)
+        if self.wire.closed is None:
+            self.wire.take_nowait()
+        else:
+            self.fail(self.wire.closed)
 
-    async def _turn_to_read(self) -> bool:
-        """Wait until it is the reader task's turn; False: there is nothing to read any more."""
-        if self._user is not None or not self._lull.has_come:
-            await self._lull.wait()
-        return not (self._error or self.retired)
-
-    def _is_read_or_full(self) -> bool:
-        if self._error or self.retired:
-            return False
-        return self._reading or len(self._inbox) >= _INBOX_MESSAGES or self._inbox_bytes >= _INBOX_BYTES
-
-    async def _keep_writing(self, outbox: Outbox) -> None:
-        try:
-            await outbox.send_all(self.wire)
-        except WebSocketError as error:
-            self.fail(error)
+    @property
+    def _has_inbox(self) -> bool:
+        return self._stand_in is not None and bool(self._stand_in.inbox)
 
     # The end
+
+    async def _failing(self, run: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """A task of the connection: what goes wrong in it is the connection's end."""
+        try:
+            await run(*arguments)
+        except WebSocketError as error:
+            self.fail(error)
 
     def fail(self, error: WebSocketError) -> None:
         """Record why the connection ended, once, and wake everyone who waits on it."""
@@ -325,10 +322,11 @@ class Connection:
             self._outbox.close()
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        self._lull.nudge()
+        if self._stand_in is not None:
+            self._stand_in.nudge()
         self._wake(self._ended)
         self._wake(self._arrival)
-        for recipient in self._router.everyone():
+        for recipient in self._recipients():
             recipient.fail(copy.copy(error))
         self._report(error)
         if self.on_lost is not None:
@@ -337,7 +335,8 @@ class Connection:
     def retire(self, why: str) -> None:
         """Have nobody use the connection any more, and fail who does; `aclose` is to follow."""
         self.retired = True
-        self._lull.nudge()
+        if self._stand_in is not None:
+            self._stand_in.nudge()
         self._reason = WebSocketClosedError(why, code=1000, endpoint=self.label)
         self._dismiss(self._reason)
 
@@ -370,22 +369,21 @@ class Connection:
         self._dismiss(error)
         self.fail(error)
 
-    async def _say_farewell(self) -> None:
-        try:
-            await self._converse(self.plan.on_close, "on_close")
-        except WebSocketError as error:
-            _log.debug("farewell cut short: %s: %s", self.label, type(error).__name__)
-
     def _dismiss(self, error: WebSocketError) -> None:
-        users = self._router.everyone()
+        users = self._recipients()
         if self._user is not None:
             users.append(self._user)
             self.detach(self._user)
         for user in users:
-            self._router.remove(user)
+            if self._router is not None:
+                self._router.remove(user)
             user.fail(copy.copy(error))
+        self.wire.notify(None)
         self.wire.interrupt()
         self._wake(self._arrival)
+
+    def _recipients(self) -> list[Recipient]:
+        return [] if self._router is None else self._router.everyone()
 
     def _report(self, error: WebSocketError) -> None:
         how, level = ("closed", logging.INFO) if self.retired else ("lost", logging.WARNING)

@@ -54,6 +54,7 @@ class Exchange:
 
     correlation: tuple[tuple[str | int, ...], Any] | None = None
     deadline = math.inf
+    slack = 0.0
     _connection: Connection | None = None
     _failure: WebSocketError | None = None
     _expired = False
@@ -189,13 +190,14 @@ class Exchange:
 
     async def _begin(self, connection: Connection) -> None:
         plan = self._plan
-        self._values.captured = ChainMap({}, connection.captured) if self._shared else connection.captured
+        self._values.captured = captured = connection.dialogue.captured
         if self._shared:
             connection.calls += 1
+            self._values.captured = ChainMap({}, captured)
         if plan.before:
             await self._converse(connection)
         if plan.uses_call_id:
-            self._values.call_id = connection.next_call_id()
+            self._values.call_id = connection.dialogue.next_call_id()
         if self._shared:
             await self._post(connection)
         elif not plan.listen_only:
@@ -206,8 +208,9 @@ class Exchange:
 
     async def _post(self, connection: Connection) -> None:
         """Begin on a shared connection: join before the request can be answered."""
-        connection.leave(self)
-        self._step = None
+        if self._plan.before:
+            connection.leave(self)
+            self._step = None
         if self._plan.correlation is not None:
             path, value = self._plan.correlation
             self.correlation = path, value.render(self._values)
@@ -228,7 +231,7 @@ class Exchange:
             connection.join(self)
         await converse(
             self._plan.before,
-            values=lambda: self._values.for_step(connection.next_call_id()),
+            values=lambda: self._values.for_step(connection.dialogue.next_call_id()),
             send=self._send,
             receive=self._mailbox.take if self._shared else lambda: connection.receive(self),
             captured=self._values.captured,
@@ -242,8 +245,7 @@ class Exchange:
         )
 
     async def _send(self, data: str | bytes) -> None:
-        assert self._connection is not None
-        if self._stopped:
+        if self._connection is None or self._stopped:
             raise Interrupted
         if self._shared:
             self._connection.post(data)

@@ -12,11 +12,15 @@ import math
 from typing import Protocol
 
 import anyio
+import anyio.lowlevel
 
 __all__ = ["Watch", "Watched"]
 
 _UNUSED = 100
 """How many deadlines that nobody has any more are kept at least, so that throwing them away costs nearly nothing."""
+
+_AT_ONCE = 100
+"""How many are told before others have their turn: a ping takes a system call."""
 
 
 class Watched(Protocol):
@@ -25,8 +29,11 @@ class Watched(Protocol):
     deadline: float
     """On the clock of the event loop; fixed while it is watched."""
 
+    slack: float
+    """How many seconds before its deadline it may be told of it, so that fewer wake-ups are needed."""
+
     def expire(self) -> None:
-        """The deadline has passed. Must not wait."""
+        """The deadline has come. Must not wait."""
 
 
 class Watch:
@@ -67,18 +74,22 @@ class Watch:
             self._sooner = anyio.Event()
             with anyio.CancelScope(deadline=self._next):
                 await self._sooner.wait()
-            self._tell(anyio.current_time())
+            while self._tell(anyio.current_time()) == _AT_ONCE:
+                await anyio.lowlevel.checkpoint()
 
-    def _tell(self, now: float) -> None:
-        """Tell everyone whose time is up, and find out who is next."""
-        while self._deadlines:
+    def _tell(self, now: float) -> int:
+        """Tell whose time is up, but not too many at once, and find out who is next; how many were told."""
+        told = 0
+        self._next = math.inf
+        while self._deadlines and told < _AT_ONCE:
             deadline, token = self._deadlines[0]
             watched = self._watched.get(token)
-            if watched is not None and deadline > now:
+            if watched is not None and deadline > now + watched.slack:
                 self._next = deadline
-                return
+                break
             heapq.heappop(self._deadlines)
             if watched is not None:
                 self.discard(watched)
                 watched.expire()
-        self._next = math.inf
+                told += 1
+        return told

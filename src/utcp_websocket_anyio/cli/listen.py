@@ -180,8 +180,11 @@ class _ShownWire(Wire):
             self._show("received", data)
         return taken
 
-    async def ping(self) -> None:
-        await self._wire.ping()
+    def ping_nowait(self, answered: Callable[[], None]) -> bool:
+        return self._wire.ping_nowait(answered)
+
+    async def ping(self, answered: Callable[[], None]) -> None:
+        await self._wire.ping(answered)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         await self._wire.close(code, reason)

@@ -22,6 +22,7 @@ import ssl
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -73,8 +74,8 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
 class Wire(ABC):
     """One open WebSocket.
 
-    One task at a time may be in `receive`; several may be in `send` and `ping`. The peer's pings are answered while
-    somebody is in `receive`.
+    One task at a time may be in `receive`; several may be in `send` and `ping`. The peer's pings are answered, and its
+    pongs noticed, while somebody is in `receive`.
 
     Attributes:
         closed: Why it is closed, None while it is open.
@@ -122,13 +123,35 @@ class Wire(ABC):
     def take_nowait(self) -> deque[str | bytes]:
         """Every message that has been received and not returned yet; there may be none."""
 
+    def notify(self, arrived: Callable[[], None] | None) -> bool:
+        """Have somebody told when something is there that nobody receives: a message, or the end.
+
+        Args:
+            arrived: Called in one of the next turns of the loop, once for all that is there; None: nobody any more.
+
+        Returns:
+            False where that cannot be, because nothing arrives, and no ping is answered, unless somebody is in
+            `receive`.
+        """
+        return False
+
     @abstractmethod
-    async def ping(self) -> None:
-        """Send a ping and wait for its pong. Cancelling it forgets the pong.
+    def ping_nowait(self, answered: Callable[[], None]) -> bool:
+        """Send a ping if there is room for it now.
+
+        Args:
+            answered: Called when the pong of this ping has come, unless another ping was sent meanwhile.
+
+        Returns:
+            Whether it was sent; if not, `ping` is needed.
 
         Raises:
             WebSocketClosedError: The wire is closed.
         """
+
+    @abstractmethod
+    async def ping(self, answered: Callable[[], None]) -> None:
+        """As `ping_nowait`, but wait until it is sent. Cancelled half-way the wire is closed."""
 
     @abstractmethod
     async def close(self, code: int = 1000, reason: str = "") -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import itertools
 import ssl
 from abc import abstractmethod
 from collections import deque
+from collections.abc import Callable
 from typing import cast
 
 import anyio
@@ -46,8 +46,10 @@ class PushedWire(Wire):
         self._turns = 0
         self._arrival: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
-        self._pings: dict[bytes, asyncio.Future[None]] = {}
-        self._ping_payloads = map(str, itertools.count())
+        self._told: Callable[[], None] | None = None
+        self._is_telling = False
+        self._pings = 0
+        self._answered: Callable[[], None] | None = None
         self._owed_pong: bytes | None = None
         self._gone: asyncio.Future[None] = self._loop.create_future()
 
@@ -93,6 +95,8 @@ class PushedWire(Wire):
                 self._loop.call_soon(self._pause)
         if self._arrival is not None:
             self._wake(self._arrival)
+        elif self._told is not None:
+            self._tell_soon()
 
     def _pinged(self, answer: bytes) -> None:
         """Answer a ping; while nothing can be written, only the last one (RFC 6455, section 5.5.3).
@@ -105,15 +109,30 @@ class PushedWire(Wire):
             self._owed_pong = answer
 
     def _ponged(self, payload: bytes) -> None:
-        self._wake(self._pings.get(payload))
+        if self._answered is not None and payload == b"%d" % self._pings:
+            answered, self._answered = self._answered, None
+            answered()
 
     def _ended(self, error: WebSocketError) -> None:
         """There will be no further message. What is queued is still to be had."""
         if self.closed is not None:
             return
         self.closed = error
-        for waiting in (self._arrival, self._writable, *self._pings.values()):
-            self._wake(waiting)
+        self._wake(self._arrival)
+        self._wake(self._writable)
+        if self._told is not None:
+            self._tell_soon()
+
+    def _tell_soon(self) -> None:
+        # Not now: this may be in the middle of what a transport does.
+        if not self._is_telling:
+            self._is_telling = True
+            self._loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._is_telling = False
+        if self._told is not None and (self._queue or self.closed is not None):
+            self._told()
 
     def _disconnected(self) -> None:
         self._ended(WebSocketClosedError("the connection was lost", endpoint=self._endpoint))
@@ -166,6 +185,12 @@ class PushedWire(Wire):
         self._waits_for_room = False
         self._wake(self._writable)
 
+    def notify(self, arrived: Callable[[], None] | None) -> bool:
+        self._told = arrived
+        if arrived is not None and (self._queue or self.closed is not None):
+            self._tell_soon()
+        return True
+
     def take_nowait(self) -> deque[str | bytes]:
         messages, self._queue = self._queue, deque()
         self._emptied()
@@ -197,17 +222,15 @@ class PushedWire(Wire):
         if self._turns:
             self._loop.call_soon(self._turn)
 
-    async def ping(self) -> None:
+    def ping_nowait(self, answered: Callable[[], None]) -> bool:
         self._check_open()
-        payload = next(self._ping_payloads).encode()
-        answered = self._pings[payload] = self._loop.create_future()
-        try:
-            self._send_ping(payload)
-            await answered
-        finally:
-            self._pings.pop(payload, None)
-        if not answered.cancelled() and self.closed is not None:
-            self._check_open()
+        self._pings += 1
+        self._answered = answered
+        self._send_ping(b"%d" % self._pings)
+        return True
+
+    async def ping(self, answered: Callable[[], None]) -> None:
+        self.ping_nowait(answered)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         if self._gone.done():

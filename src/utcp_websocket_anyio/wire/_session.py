@@ -46,6 +46,7 @@ _LONGEST_HEAD = 64 * 1024
 # Frames (RFC 6455, section 5.2): the first byte of a message in one frame; what the second one says of the length.
 _WHOLE_TEXT, _WHOLE_BINARY = 0x81, 0x82
 _WHOLE_MESSAGE = (_WHOLE_TEXT, _WHOLE_BINARY)
+_PING, _PONG = 0x89, 0x8A
 _MASKED = 0x80
 _LENGTH_BYTES = {126: 2, 127: 8}
 
@@ -122,7 +123,7 @@ class Session:
         self._take_events()
 
     def _take_frames(self, data: bytes | bytearray) -> None:
-        """Take messages of one frame, which most are, without the core's detours, and give it all other frames.
+        """Take pongs and messages of one frame without the core's detours, and give it all other frames.
 
         So all that can be wrong with a frame, but for the text in it, is found by the core.
         """
@@ -149,7 +150,9 @@ class Session:
                 return
             stop = start + size
             self._is_for_core = first not in _WHOLE_MESSAGE or self._is_fragmented
-            if self._is_for_core:
+            if first == _PONG and second not in _LENGTH_BYTES and stop <= end:
+                self.pongs.append(bytes(data[start:stop]))
+            elif self._is_for_core:
                 self._feed_core(data[position:stop])
             elif stop <= end:
                 self._deliver(first == _WHOLE_TEXT, data[start:stop])
@@ -197,8 +200,7 @@ class Session:
             WebSocketError: The connection is closed.
         """
         self._check_open()
-        self._protocol.send_ping(payload)
-        return self.to_send()
+        return b"".join(_masked_frame(_PING, payload))
 
     def close(self, code: int, reason: str) -> bytes:
         """The frame that starts the closing handshake; nothing when it has been started already."""

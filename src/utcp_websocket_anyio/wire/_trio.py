@@ -11,10 +11,11 @@ and TLS gets one record at a time (trio's stream keeps further ones to itself).
 from __future__ import annotations
 
 import copy
-import itertools
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import chain
 
 import anyio
 import trio
@@ -194,8 +195,9 @@ class TrioWire(Wire):
         self._send_nowait = send_nowait
         self._reading = False
         self._sending = trio.Lock()
-        self._pings: dict[bytes, trio.Event] = {}
-        self._ping_payloads = map(str, itertools.count())
+        self._begun = b""  # what is left of a frame that there was no room for
+        self._pings = 0
+        self._answered: Callable[[], None] | None = None
         self._gone: trio.Event | None = None
         self._closing: trio.Event | None = None
 
@@ -244,16 +246,27 @@ class TrioWire(Wire):
             self._end(session.closed)
         return messages
 
-    async def ping(self) -> None:
+    def ping_nowait(self, answered: Callable[[], None]) -> bool:
         self._check_open()
-        payload = next(self._ping_payloads).encode()
-        answered = self._pings[payload] = trio.Event()
-        try:
-            await self._write([self._session.ping(payload)])
-            await answered.wait()
-        finally:
-            self._pings.pop(payload, None)
+        if self._send_nowait is None or self._begun or self._sending.locked():
+            return False
+        frame = self._next_ping(answered)
+        sent: int | None = None
+        with suppress(trio.BrokenResourceError):
+            sent = self._send_nowait(frame)
+        if sent is None:
+            raise self._lost()
+        self._begun = frame[sent:] if sent else b""
+        return sent == len(frame)
+
+    async def ping(self, answered: Callable[[], None]) -> None:
         self._check_open()
+        await self._write([self._next_ping(answered)])
+
+    def _next_ping(self, answered: Callable[[], None]) -> bytes:
+        self._pings += 1
+        self._answered = answered
+        return self._session.ping(b"%d" % self._pings)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         if self.closed is not None:
@@ -304,12 +317,16 @@ class TrioWire(Wire):
         answer = session.to_send()
         if answer and self.closed is None:
             await self._answer(answer, last=session.closed is not None)
-        for payload in session.pongs:
-            if payload in self._pings:
-                self._pings[payload].set()
-        session.pongs.clear()
+        if session.pongs:
+            self._ponged(session.pongs)
         if session.closed is not None and not session.messages:
             self._end(session.closed)
+
+    def _ponged(self, payloads: list[bytes]) -> None:
+        if self._answered is not None and b"%d" % self._pings in payloads:
+            answered, self._answered = self._answered, None
+            answered()
+        payloads.clear()
 
     async def _answer(self, data: bytes, *, last: bool) -> None:
         try:
@@ -331,6 +348,8 @@ class TrioWire(Wire):
             await self._sending.acquire()
         try:
             self._check_open()
+            if self._begun:
+                frame, self._begun = chain([self._begun], frame), b""
             for piece in frame:
                 # trio's own send is a checkpoint even where there is room; what follows a message is one anyway.
                 sent = 0 if self._send_nowait is None else self._send_nowait(piece)
@@ -347,8 +366,12 @@ class TrioWire(Wire):
         finally:
             self._sending.release()
         if lost:
-            self._end(WebSocketClosedError("the connection was lost", endpoint=self._endpoint))
-            self._check_open()
+            raise self._lost()
+
+    def _lost(self) -> WebSocketError:
+        self._end(WebSocketClosedError("the connection was lost", endpoint=self._endpoint))
+        assert self.closed is not None
+        return copy.copy(self.closed)
 
     def _end(self, error: WebSocketError) -> None:
         if self.closed is not None:
@@ -356,8 +379,6 @@ class TrioWire(Wire):
         self.closed = error
         self._session.lose(error)
         self._abort()
-        for answered in self._pings.values():
-            answered.set()
         for event in (self._gone, self._closing):
             if event is not None:
                 event.set()

@@ -1,0 +1,68 @@
+"""Who reads a connection that nobody else reads, where nothing arrives by itself.
+
+Its answers to pings, and its notice of the end, are what an idle connection needs. While the consumer of a stream is
+away, what it reads waits in an inbox of bounded size; past that TCP holds the sender back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from .lull import Lull
+
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .message import Message
+
+__all__ = ["StandIn"]
+
+_INBOX_MESSAGES = 16
+_INBOX_BYTES = 256 * 1024
+
+
+class StandIn:
+    """Reads an exclusive connection in the absence of its user.
+
+    Attributes:
+        inbox: What it has read for the user.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lull = Lull(self._is_needless)
+        self.inbox: deque[Message] = deque()
+
+    def others_have_read(self) -> None:
+        """Stay away for another while."""
+        self._lull.reads += 1
+
+    def nudge(self) -> None:
+        """Read at once, or see that it is over, unless somebody else is reading."""
+        self._lull.nudge()
+
+    async def run(self) -> None:
+        """Read until the connection is over.
+
+        Raises:
+            WebSocketError: Which is the end of it.
+        """
+        connection = self._connection
+        while await self._turn_to_read():
+            message = await connection.read_one()
+            if message is not None and (connection.is_in_use or connection.retired):
+                self.inbox.append(message)
+
+    async def _turn_to_read(self) -> bool:
+        """Wait until nobody else reads; False: there is nothing to read any more."""
+        connection = self._connection
+        if not connection.is_over and (connection.is_in_use or not self._lull.has_come):
+            await self._lull.wait()
+        return not connection.is_over
+
+    def _is_needless(self) -> bool:
+        """Whether somebody else reads, or there is no room."""
+        if self._connection.is_over:
+            return False
+        size = sum(len(message.data) for message in self.inbox)
+        return self._connection.is_being_read or len(self.inbox) >= _INBOX_MESSAGES or size >= _INBOX_BYTES
