@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 import anyio
 
-__all__ = ["Lull"]
+__all__ = ["MOMENT", "Lull"]
 
-_FIRST = 0.05
+MOMENT = 0.05
+"""Seconds without reads that make a lull."""
+
 _LONGEST = 0.5
 
 
@@ -45,8 +47,8 @@ class Lull:
             self._attention.set()
 
     async def wait(self) -> None:
-        """Wait for a twentieth of a second without reads; longer, with growing pauses, while somebody is busy."""
-        pause = _FIRST
+        """Wait for a moment without reads; longer, with growing pauses, while somebody is busy."""
+        pause = MOMENT
         while True:
             self._seen = self.reads
             if not self._nudged:
@@ -60,4 +62,4 @@ class Lull:
             elif nudged or self.has_come:
                 return
             else:
-                pause = _FIRST
+                pause = MOMENT

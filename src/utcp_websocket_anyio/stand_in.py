@@ -6,10 +6,13 @@ away, what it reads waits in an inbox of bounded size; past that TCP holds the s
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
-from .lull import Lull
+import anyio
+
+from .lull import MOMENT, Lull
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -24,6 +27,10 @@ _INBOX_BYTES = 256 * 1024
 class StandIn:
     """Reads an exclusive connection in the absence of its user.
 
+    It is still at it when the next user comes, and hands over the answer. Where that happens now and then, it goes on
+    reading, because going away and coming back costs more than handing over; where one call follows the other, it
+    leaves the reading to the users.
+
     Attributes:
         inbox: What it has read for the user.
     """
@@ -31,6 +38,8 @@ class StandIn:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lull = Lull(self._is_needless)
+        self._handed_over = -math.inf
+        self._stays = False
         self.inbox: deque[Message] = deque()
 
     def others_have_read(self) -> None:
@@ -52,13 +61,18 @@ class StandIn:
             message = await connection.read_one()
             if message is not None and (connection.is_in_use or connection.retired):
                 self.inbox.append(message)
+                before, self._handed_over = self._handed_over, anyio.current_time()
+                self._stays = self._handed_over - before > MOMENT
 
     async def _turn_to_read(self) -> bool:
         """Wait until nobody else reads; False: there is nothing to read any more."""
-        connection = self._connection
-        if not connection.is_over and (connection.is_in_use or not self._lull.has_come):
+        if not (self._connection.is_over or self._can_read_on()):
             await self._lull.wait()
-        return not connection.is_over
+        return not self._connection.is_over
+
+    def _can_read_on(self) -> bool:
+        may = self._stays or not self._connection.is_in_use
+        return may and self._lull.has_come and not self._is_needless()
 
     def _is_needless(self) -> bool:
         """Whether somebody else reads, or there is no room."""
