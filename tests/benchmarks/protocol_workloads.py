@@ -126,8 +126,12 @@ class ProtocolWorkloads:
             await self.call(protocol, self.endpoint(f"/echo?{number}"), self.payload)
         gc.collect()
         self.outcome.memory = resident() - before
+        connections = self.endpoint("/connections", message="how many")
+        before_that = await protocol.call_tool(None, "bench.t", {}, connections)
         with self.outcome.timed():
             await self.sleep(IDLE_SECONDS)
+        # An idle connection that was lost costs nothing.
+        self.outcome.check(await protocol.call_tool(None, "bench.t", {}, connections), before_that)
 
     async def through_client(self, client: UtcpClient) -> None:
         """Calls of a tool that a UTCP client knows."""

@@ -1,7 +1,7 @@
 """The server of every benchmark: picows' core, in a process of its own.
 
 ``/echo`` answers each message with itself, ``/stream?count=N&size=S`` answers one with N messages of S bytes and the
-end of a UTCP stream. It prints its port and serves until its standard input ends.
+end of a UTCP stream, ``/connections`` answers each with how many are open and how many there were. It prints its port and serves until its standard input ends.
 """
 
 from __future__ import annotations
@@ -21,6 +21,16 @@ END = json.dumps({"type": "stream_end"}).encode()
 
 
 class Echo(picows.WSListener):
+    open = 0
+    ever = 0
+
+    def on_ws_connected(self, transport: picows.WSTransport) -> None:
+        Echo.open += 1
+        Echo.ever += 1
+
+    def on_ws_disconnected(self, transport: picows.WSTransport) -> None:
+        Echo.open -= 1
+
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
         if frame.msg_type in (picows.WSMsgType.TEXT, picows.WSMsgType.BINARY):
             transport.send(frame.msg_type, frame.get_payload_as_bytes())
@@ -29,6 +39,16 @@ class Echo(picows.WSListener):
         elif frame.msg_type == picows.WSMsgType.CLOSE:
             transport.send_close(frame.get_close_code())
             transport.disconnect()
+
+
+class Connections(Echo):
+    """Tells whether connections were lost and replaced."""
+
+    def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
+        if frame.msg_type == picows.WSMsgType.TEXT:
+            transport.send(picows.WSMsgType.TEXT, f"{Echo.open} of {Echo.ever}".encode())
+        else:
+            super().on_ws_frame(transport, frame)
 
 
 class Stream(Echo):
@@ -70,7 +90,7 @@ class Stream(Echo):
 def listener(request: picows.WSUpgradeRequest) -> picows.WSListener:
     url = urlsplit(request.path.decode())
     if url.path != "/stream":
-        return Echo()
+        return Connections() if url.path == "/connections" else Echo()
     query = parse_qs(url.query)
     return Stream(int(query["count"][0]), int(query["size"][0]))
 
