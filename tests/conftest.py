@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.util
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
 import pytest
+import sniffio
 import trio.testing
 from utcp.data.call_template import CallTemplateSerializer
 from utcp.interfaces.communication_protocol import CommunicationProtocol
@@ -35,6 +38,26 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def anyio_backend_name(anyio_backend: tuple[str, dict[str, Any]]) -> str:
     return anyio_backend[0]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Have a test run as under `asyncio.run`.
+
+    `anyio.run` and anyio's plugin say in the context which library this is, also to the callbacks of a transport. Users
+    of the stock client call `asyncio.run`, and there only a task can find out.
+    """
+    test = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(test):
+        return
+
+    @functools.wraps(test)
+    async def as_under_asyncio_run(**arguments: Any) -> None:
+        if sniffio.current_async_library() == "asyncio":
+            sniffio.current_async_library_cvar.set(None)
+        await test(**arguments)
+
+    pyfuncitem.obj = as_under_asyncio_run
 
 
 def pytest_collection_finish() -> None:

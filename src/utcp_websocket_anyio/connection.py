@@ -63,7 +63,7 @@ class Connection:
         self.is_being_read = False
         self.dialogue = Dialogue(plan.auto_reply, label)
         self.on_lost: Callable[[Connection], None] | None = None
-        self._opened = anyio.current_time()
+        self._opened = wire.current_time()
         self._error: WebSocketError | None = None
         self._reason: WebSocketError | None = None
         self._user: Recipient | None = None
@@ -387,7 +387,7 @@ class Connection:
 
     def _report(self, error: WebSocketError) -> None:
         how, level = ("closed", logging.INFO) if self.retired else ("lost", logging.WARNING)
-        lasted = anyio.current_time() - self._opened
+        lasted = self.wire.current_time() - self._opened
         extra = {"endpoint": self.label, "event": how, "duration": lasted, "calls": self.calls}
         text = "connection %s: %s: %s after %.1f s, %d calls"
         _log.log(level, text, how, self.label, error.args[0], lasted, self.calls, extra=extra)

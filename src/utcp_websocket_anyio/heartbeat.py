@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import anyio
-
 from .errors import WebSocketClosedError, WebSocketError
 
 if TYPE_CHECKING:
@@ -61,7 +59,7 @@ class Heartbeat:
 
     def _expire_in(self, seconds: float, *, slack: float = 0) -> None:
         self._watch.discard(self)
-        self.deadline = anyio.current_time() + seconds
+        self.deadline = self._connection.wire.current_time() + seconds
         self.slack = slack
         self._watch.add(self)
 

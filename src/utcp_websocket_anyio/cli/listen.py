@@ -159,6 +159,9 @@ class _ShownWire(Wire):
         self._wire = wire
         self._show = show
 
+    def current_time(self) -> float:
+        return self._wire.current_time()
+
     def pending(self) -> bool:
         return self._wire.pending()
 

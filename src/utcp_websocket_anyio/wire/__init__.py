@@ -88,6 +88,10 @@ class Wire(ABC):
     bytes_received: int = 0
 
     @abstractmethod
+    def current_time(self) -> float:
+        """As `anyio.current_time`, which asks whose task this is; the callbacks of an asyncio transport run in none."""
+
+    @abstractmethod
     def pending(self) -> bool:
         """Whether something has arrived that `receive` has not returned: a message, bytes of one, or the end."""
 

@@ -151,6 +151,9 @@ class PushedWire(Wire):
 
     # Wire
 
+    def current_time(self) -> float:
+        return self._loop.time()
+
     def pending(self) -> bool:
         if self._queue or self.closed is not None or self._turns or self._is_amid_message():
             return True

@@ -209,6 +209,9 @@ class TrioWire(Wire):
                 raise self._session.closed
             await self._digest(await self._stream.receive_some(self._chunk))
 
+    def current_time(self) -> float:
+        return trio.current_time()
+
     def pending(self) -> bool:
         return self.closed is not None or self._session.is_amid_message or self._arrived()
 
