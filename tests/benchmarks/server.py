@@ -1,7 +1,8 @@
 """The server of every benchmark: picows' core, in a process of its own.
 
 ``/echo`` answers each message with itself, ``/stream?count=N&size=S`` answers one with N messages of S bytes and the
-end of a UTCP stream, ``/connections`` answers each with how many are open and how many there were. It prints its port and serves until its standard input ends.
+end of a UTCP stream, ``/connections`` answers each with how many are open and how many there were. It prints its port
+and serves until its standard input ends.
 """
 
 from __future__ import annotations
