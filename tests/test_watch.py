@@ -86,6 +86,7 @@ async def test_who_is_told_may_come_back() -> None:
 
         beating = Beating(10)
         watch.add(beating)
+        watch.add(Waiting(1000))
         began = trio.current_time()
         await anyio.sleep(35)
         assert [moment - began for moment in beating.told] == pytest.approx([10, 20, 30])

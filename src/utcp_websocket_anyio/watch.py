@@ -40,6 +40,8 @@ class Watch:
     """Who is watched, and the task that watches."""
 
     def __init__(self) -> None:
+        # Whoever comes and goes between two looks at the clock, as most calls do, never gets into the heap.
+        self._new: dict[Watched, None] = {}
         # By a token, so that a deadline which nobody has any more keeps nobody alive.
         self._watched: dict[int, Watched] = {}
         self._tokens: dict[Watched, int] = {}
@@ -49,21 +51,17 @@ class Watch:
         self._sooner: anyio.Event | None = None
 
     def add(self, watched: Watched) -> None:
-        deadline = watched.deadline
-        self._last_token = token = self._last_token + 1
-        self._watched[token] = watched
-        self._tokens[watched] = token
-        heapq.heappush(self._deadlines, (deadline, token))
-        if len(self._deadlines) > 2 * len(self._watched) + _UNUSED:
-            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._watched]
-            heapq.heapify(self._deadlines)
-        if deadline < self._next:
-            self._next = deadline
+        self._new[watched] = None
+        if watched.deadline < self._next:
+            self._next = watched.deadline
             if self._sooner is not None:
                 self._sooner.set()
 
     def discard(self, watched: Watched) -> None:
         """Watch it no longer; one that is not watched is fine."""
+        if watched in self._new:
+            del self._new[watched]
+            return
         token = self._tokens.pop(watched, None)
         if token is not None:
             del self._watched[token]
@@ -79,13 +77,14 @@ class Watch:
 
     def _tell(self, now: float) -> int:
         """Tell whose time is up, but not too many at once, and find out who is next; how many were told."""
+        self._take_in()
         told = 0
         self._next = math.inf
         while self._deadlines and told < _AT_ONCE:
             deadline, token = self._deadlines[0]
             watched = self._watched.get(token)
             if watched is not None and deadline > now + watched.slack:
-                self._next = deadline
+                self._next = min(self._next, deadline)
                 break
             heapq.heappop(self._deadlines)
             if watched is not None:
@@ -93,3 +92,15 @@ class Watch:
                 watched.expire()
                 told += 1
         return told
+
+    def _take_in(self) -> None:
+        """Put the new ones into the heap, and throw away what is of nobody any more."""
+        for watched in self._new:
+            self._last_token = token = self._last_token + 1
+            self._watched[token] = watched
+            self._tokens[watched] = token
+            heapq.heappush(self._deadlines, (watched.deadline, token))
+        self._new.clear()
+        if len(self._deadlines) > 2 * len(self._watched) + _UNUSED:
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._watched]
+            heapq.heapify(self._deadlines)
