@@ -73,11 +73,11 @@ def prepare(plan: Plan, tool: str, arguments: Mapping[str, Any], *, manual: str)
         filter_.check(values.rehearsal())
     timeout = plan.response_timeout
     return Request(
-        plan=plan,
-        values=values,
-        endpoint=_endpoint(plan, values, manual),
-        message=_message(plan, values),
-        timeout=render_number(timeout, values) if isinstance(timeout, Template) else timeout,
+        plan,
+        values,
+        _endpoint(plan, values, manual),
+        _message(plan, values),
+        render_number(timeout, values) if isinstance(timeout, Template) else timeout,
     )
 
 
