@@ -111,7 +111,7 @@ class Exchange:
         if not self._shared:
             connection.attach(self)
         self._connection = connection
-        self.deadline = anyio.current_time() + self._request.timeout
+        self.deadline = connection.wire.current_time() + self._request.timeout
         self._pool.watch.add(self)
         try:
             await self._begin(connection)
@@ -124,7 +124,7 @@ class Exchange:
 
     async def next(self) -> Any:
         """The next response of a stream, or `END`."""
-        if anyio.current_time() >= self.deadline:
+        if self._connection is not None and self._connection.wire.current_time() >= self.deadline:
             # Also where messages come so fast that nobody ever waits.
             self._expired = True
         if self._stopped:
