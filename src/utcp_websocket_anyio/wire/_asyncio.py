@@ -208,7 +208,8 @@ class PushedWire(Wire):
         self._paused = False
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
-            self._expect_more()
+            if self._tls is not None:
+                self._expect_more()
 
     def _pause(self) -> None:
         if self._paused and self._transport is not None and self._transport.is_reading():
