@@ -12,7 +12,6 @@ import math
 from typing import Protocol
 
 import anyio
-import anyio.lowlevel
 
 __all__ = ["Watch", "Watched"]
 
@@ -72,15 +71,17 @@ class Watch:
             self._sooner = anyio.Event()
             with anyio.CancelScope(deadline=self._next):
                 await self._sooner.wait()
-            while self._tell(anyio.current_time()) == _AT_ONCE:
-                await anyio.lowlevel.checkpoint()
+            self._tell(anyio.current_time())
 
-    def _tell(self, now: float) -> int:
-        """Tell whose time is up, but not too many at once, and find out who is next; how many were told."""
+    def _tell(self, now: float) -> None:
+        """Tell whose time is up, but not too many at once, and find out when to look again."""
         self._take_in()
         told = 0
         self._next = math.inf
-        while self._deadlines and told < _AT_ONCE:
+        while self._deadlines:
+            if told == _AT_ONCE:
+                self._next = now
+                break
             deadline, token = self._deadlines[0]
             watched = self._watched.get(token)
             if watched is not None and deadline > now + watched.slack:
@@ -91,7 +92,6 @@ class Watch:
                 self.discard(watched)
                 watched.expire()
                 told += 1
-        return told
 
     def _take_in(self) -> None:
         """Put the new ones into the heap, and throw away what is of nobody any more."""
