@@ -201,6 +201,28 @@ def size_of(message: str | bytes) -> int:
     return len(message) if isinstance(message, bytes) or message.isascii() else len(message.encode())
 
 
+class Pings:
+    """Whose pong is awaited: the last ping's, as a peer may leave out the others (RFC 6455, section 5.5.3)."""
+
+    __slots__ = ("_answered", "_sent")
+
+    def __init__(self) -> None:
+        self._sent = 0
+        self._answered: Callable[[], None] | None = None
+
+    def next(self, answered: Callable[[], None]) -> bytes:
+        """The payload of the next ping; `answered` is called when its pong has come, unless another is sent first."""
+        self._sent += 1
+        self._answered = answered
+        return b"%d" % self._sent
+
+    def ponged(self, payload: bytes) -> None:
+        """A pong has come."""
+        if self._answered is not None and payload == b"%d" % self._sent:
+            answered, self._answered = self._answered, None
+            answered()
+
+
 class Readable:
     """Whether a socket has something to read, for a system call and nothing else."""
 

@@ -20,7 +20,7 @@ from ..errors import WebSocketClosedError, WebSocketError
 from ..faults import connection_failure
 from ..security import split_address
 from ..tls import default_context
-from . import CLOSING_TIME, LARGEST_COMPRESSED_READ, Interrupted, Readable, Target, Wire, size_of
+from . import CLOSING_TIME, LARGEST_COMPRESSED_READ, Interrupted, Pings, Readable, Target, Wire, size_of
 from ._addresses import open_socket
 from ._session import Session
 
@@ -48,8 +48,7 @@ class PushedWire(Wire):
         self._writable: asyncio.Future[None] | None = None
         self._told: Callable[[], None] | None = None
         self._is_telling = False
-        self._pings = 0
-        self._answered: Callable[[], None] | None = None
+        self._pings = Pings()
         self._owed_pong: bytes | None = None
         self._gone: asyncio.Future[None] = self._loop.create_future()
 
@@ -107,11 +106,6 @@ class PushedWire(Wire):
             self._send_pong(answer)
         else:
             self._owed_pong = answer
-
-    def _ponged(self, payload: bytes) -> None:
-        if self._answered is not None and payload == b"%d" % self._pings:
-            answered, self._answered = self._answered, None
-            answered()
 
     def _ended(self, error: WebSocketError) -> None:
         """There will be no further message. What is queued is still to be had."""
@@ -228,9 +222,7 @@ class PushedWire(Wire):
 
     def ping_nowait(self, answered: Callable[[], None]) -> bool:
         self._check_open()
-        self._pings += 1
-        self._answered = answered
-        self._send_ping(b"%d" % self._pings)
+        self._send_ping(self._pings.next(answered))
         return True
 
     async def ping(self, answered: Callable[[], None]) -> None:
@@ -309,7 +301,7 @@ class StreamWire(PushedWire, asyncio.BufferedProtocol):
             message = session.messages.popleft()
             self._pushed(message, size_of(message))
         for payload in session.pongs:
-            self._ponged(payload)
+            self._pings.ponged(payload)
         session.pongs.clear()
         answers = session.to_send()
         if answers and session.closed is None and session.is_open:

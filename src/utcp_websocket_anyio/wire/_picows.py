@@ -85,7 +85,7 @@ class PicowsWire(PushedWire):
         elif kind == _PING:
             self._pinged(frame.get_payload_as_bytes())
         elif kind == _PONG:
-            self._ponged(frame.get_payload_as_bytes())
+            self._pings.ponged(frame.get_payload_as_bytes())
         elif kind == _CLOSE:
             self._closed_by_peer(frame)
 

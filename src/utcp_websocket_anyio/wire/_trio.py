@@ -24,7 +24,7 @@ from ..errors import WebSocketClosedError, WebSocketError
 from ..faults import connection_failure
 from ..security import split_address
 from ..tls import default_context
-from . import CLOSING_TIME, LARGEST_COMPRESSED_READ, Interrupted, Readable, Target, Wire, size_of
+from . import CLOSING_TIME, LARGEST_COMPRESSED_READ, Interrupted, Pings, Readable, Target, Wire, size_of
 from ._session import Session
 
 __all__ = ["TrioWire", "open_wire"]
@@ -196,8 +196,7 @@ class TrioWire(Wire):
         self._reading = False
         self._sending = trio.Lock()
         self._begun = b""  # what is left of a frame that there was no room for
-        self._pings = 0
-        self._answered: Callable[[], None] | None = None
+        self._pings = Pings()
         self._gone: trio.Event | None = None
         self._closing: trio.Event | None = None
 
@@ -253,7 +252,7 @@ class TrioWire(Wire):
         self._check_open()
         if self._send_nowait is None or self._begun or self._sending.locked():
             return False
-        frame = self._next_ping(answered)
+        frame = self._session.ping(self._pings.next(answered))
         sent: int | None = None
         with suppress(trio.BrokenResourceError):
             sent = self._send_nowait(frame)
@@ -264,12 +263,7 @@ class TrioWire(Wire):
 
     async def ping(self, answered: Callable[[], None]) -> None:
         self._check_open()
-        await self._write([self._next_ping(answered)])
-
-    def _next_ping(self, answered: Callable[[], None]) -> bytes:
-        self._pings += 1
-        self._answered = answered
-        return self._session.ping(b"%d" % self._pings)
+        await self._write([self._session.ping(self._pings.next(answered))])
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         if self.closed is not None:
@@ -320,16 +314,11 @@ class TrioWire(Wire):
         answer = session.to_send()
         if answer and self.closed is None:
             await self._answer(answer, last=session.closed is not None)
-        if session.pongs:
-            self._ponged(session.pongs)
+        for payload in session.pongs:
+            self._pings.ponged(payload)
+        session.pongs.clear()
         if session.closed is not None and not session.messages:
             self._end(session.closed)
-
-    def _ponged(self, payloads: list[bytes]) -> None:
-        if self._answered is not None and b"%d" % self._pings in payloads:
-            answered, self._answered = self._answered, None
-            answered()
-        payloads.clear()
 
     async def _answer(self, data: bytes, *, last: bool) -> None:
         try:
