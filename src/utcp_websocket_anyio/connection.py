@@ -67,8 +67,8 @@ class Connection:
         self._error: WebSocketError | None = None
         self._reason: WebSocketError | None = None
         self._user: Recipient | None = None
-        self._is_pushed = False
         self._stand_in: StandIn | None = None
+        self._inbox: deque[Message] | None = None
         self._arrival: anyio.Event | None = None
         self._ended: anyio.Event | None = None
         self._heartbeat: Heartbeat | None = None
@@ -93,7 +93,7 @@ class Connection:
 
     @property
     def usable(self) -> bool:
-        return self._error is None and not self.retired and self.wire.closed is None
+        return not self.is_over and self.wire.closed is None
 
     def start(self, task_group: TaskGroup, watch: Watch) -> None:
         """Start what keeps the connection alive; it ends with it."""
@@ -102,10 +102,9 @@ class Connection:
             self._outbox = Outbox()
             task_group.start_soon(self._failing, self._keep_routing, self._router)
             task_group.start_soon(self._failing, self._outbox.send_all, self.wire)
-        elif not self.plan.auto_reply and self.wire.notify(self._discard):
-            self._is_pushed = True
-        else:
+        elif self.plan.auto_reply or not self.wire.notify(self._discard):
             self._stand_in = StandIn(self)
+            self._inbox = self._stand_in.inbox
             task_group.start_soon(self._failing, self._stand_in.run)
         if self.plan.ping_interval is not None:
             self._heartbeat = Heartbeat(self, self.plan.ping_interval, task_group=task_group, watch=watch)
@@ -113,13 +112,13 @@ class Connection:
 
     def have_read(self) -> None:
         """See to it that somebody reads: a pong will come."""
-        if self._stand_in is not None and not self.is_being_read:
-            self._stand_in.nudge()
+        if not self.is_being_read:
+            self._nudge()
 
     @property
     def is_held_back(self) -> bool:
         """Whether messages wait for a slow consumer, and a pong may wait behind them."""
-        return self.is_in_use and (self._has_inbox or self.wire.pending())
+        return self.is_in_use and (bool(self._inbox) or self.wire.pending())
 
     @property
     def is_in_use(self) -> bool:
@@ -153,27 +152,25 @@ class Connection:
         """Begin an exclusive use: what comes from now on is the user's. Only a close on this side calls its `fail`."""
         self._user = user
         self.calls += 1
-        if self._is_pushed:
+        if self._stand_in is None:
             self.wire.notify(None)
 
     def detach(self, user: Recipient) -> None:
         """End an exclusive use. What comes from now on is nobody's."""
         if self._user is user:
             self._user = None
-            if self._stand_in is not None:
-                self._stand_in.inbox.clear()
-            if self._is_pushed and not self.retired:
+            if self._inbox is not None:
+                self._inbox.clear()
+            elif not self.retired:
                 self.wire.notify(self._discard)
 
     def receive_nowait(self) -> Message | None:
         """The next message that is already there."""
-        if self._stand_in is None or not self._stand_in.inbox:
-            return None
-        return self._stand_in.inbox.popleft()
+        return self._inbox.popleft() if self._inbox else None
 
     def take_nowait(self) -> deque[str | bytes] | None:
         """All messages that are already there, or None where each has to be looked at before it is handed on."""
-        if self._has_inbox or self.plan.auto_reply:
+        if self._inbox or self.plan.auto_reply:
             return None
         return self.wire.take_nowait()
 
@@ -292,16 +289,16 @@ class Connection:
 
     def _discard(self) -> None:
         """Throw away what came while the connection is idle, and notice its end."""
-        if self._user is not None or self.is_over:
+        if self.is_in_use or self.is_over:
             return
         if self.wire.closed is None:
             self.wire.take_nowait()
         else:
             self.fail(self.wire.closed)
 
-    @property
-    def _has_inbox(self) -> bool:
-        return self._stand_in is not None and bool(self._stand_in.inbox)
+    def _nudge(self) -> None:
+        if self._stand_in is not None:
+            self._stand_in.nudge()
 
     # The end
 
@@ -322,8 +319,7 @@ class Connection:
             self._outbox.close()
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        if self._stand_in is not None:
-            self._stand_in.nudge()
+        self._nudge()
         self._wake(self._ended)
         self._wake(self._arrival)
         for recipient in self._recipients():
@@ -335,8 +331,7 @@ class Connection:
     def retire(self, why: str) -> None:
         """Have nobody use the connection any more, and fail who does; `aclose` is to follow."""
         self.retired = True
-        if self._stand_in is not None:
-            self._stand_in.nudge()
+        self._nudge()
         self._reason = WebSocketClosedError(why, code=1000, endpoint=self.label)
         self._dismiss(self._reason)
 
