@@ -245,7 +245,8 @@ class Exchange:
         )
 
     async def _send(self, data: str | bytes) -> None:
-        if self._connection is None or self._stopped:
+        assert self._connection is not None
+        if self._stopped:
             raise Interrupted
         if self._shared:
             self._connection.post(data)
