@@ -76,13 +76,9 @@ class MessageTemplate(Compiled):
         Raises:
             ValueError: An argument cannot be encoded.
         """
-        if self._finish is not None:
+        if self._finish is not None or any(gap.is_mixed for gap in self._gaps):
             self.encode(values.rehearsal())
-        given: Pieces = []
-        for gap in self._gaps:
-            if gap.is_mixed:
-                gap.fill(values.rehearsal())
-            given.append(gap if gap.is_late else gap.fill(values))
+        given: Pieces = [gap if gap.is_late else gap.fill(values) for gap in self._gaps]
         return BoundMessage(self._text, given, self._finish)
 
 

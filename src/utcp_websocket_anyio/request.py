@@ -111,7 +111,7 @@ def _headers(plan: Plan, arguments: Mapping[str, Any]) -> tuple[tuple[str, str],
 def _message(plan: Plan, values: Values) -> str | bytes | BoundMessage | None:
     for step in plan.before:
         if step.send is not None:
-            step.send.bind(values)
+            step.send.encode(values.rehearsal())
     if plan.listen_only:
         return None
     if plan.message is None:
