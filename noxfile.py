@@ -96,7 +96,7 @@ def autobahn(session: nox.Session) -> None:
     if wstest is None:
         session.skip("there is no wstest, and no Python 2.7, which it needs, to install it for")
     session.install(".")
-    session.run("python", "tests/autobahn_client.py", wstest, *session.posargs)
+    session.run("python", "tests/support/autobahn_client.py", wstest, *session.posargs)
 
 
 def install_wstest(session: nox.Session) -> str | None:

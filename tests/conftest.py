@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import importlib.util
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import hypothesis
 import pytest
 import sniffio
-import trio.testing
+from support.backends import BACKENDS
 from utcp.data.call_template import CallTemplateSerializer
 from utcp.interfaces.communication_protocol import CommunicationProtocol
 from utcp.plugins.plugin_loader import ensure_plugins_initialized
@@ -22,10 +21,6 @@ ensure_plugins_initialized()
 # How long an example takes says nothing on a machine that does other things, too.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
-
-BACKENDS = [pytest.param(("asyncio", {"debug": True}), id="asyncio"), pytest.param(("trio", {}), id="trio")]
-if importlib.util.find_spec("uvloop") is not None:
-    BACKENDS.insert(1, pytest.param(("asyncio", {"use_uvloop": True}), id="asyncio+uvloop"))
 
 
 @pytest.fixture(params=BACKENDS)
@@ -97,8 +92,3 @@ def registries() -> Iterator[None]:
     for table, contents in zip(tables, before, strict=True):
         table.clear()
         table.update(contents)
-
-
-def virtual_time() -> Any:
-    """The value of `anyio_backend` for a test about time: trio with a clock that jumps when nothing else happens."""
-    return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__ as __version__
 from .errors import (
     MissingArgumentError,
     WebSocketAuthError,
@@ -22,11 +23,11 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
-    from .client import AnyioUtcpClient, open_client
+    from ._client.client import AnyioUtcpClient, open_client
+    from ._client.repository import AnyioToolRepository
+    from ._server.server import ToolServer
+    from ._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
     from .protocol import WebSocketCommunicationProtocol
-    from .repository import AnyioToolRepository
-    from .server import ToolServer
 
 __all__ = [
     "AnyioToolRepository",
@@ -48,17 +49,15 @@ __all__ = [
     "register",
 ]
 
-__version__ = "0.1.0"
-
 # What not every user needs is imported when it is first asked for (PEP 562).
 _MODULES = {
-    "AnyioToolRepository": "repository",
-    "AnyioUtcpClient": "client",
-    "ToolServer": "server",
-    "WebSocketCallTemplate": "call_template",
-    "WebSocketCallTemplateSerializer": "call_template",
+    "AnyioToolRepository": "_client.repository",
+    "AnyioUtcpClient": "_client.client",
+    "ToolServer": "_server.server",
+    "WebSocketCallTemplate": "_templates.call_template",
+    "WebSocketCallTemplateSerializer": "_templates.call_template",
     "WebSocketCommunicationProtocol": "protocol",
-    "open_client": "client",
+    "open_client": "_client.client",
 }
 
 
@@ -83,9 +82,9 @@ def register() -> None:
     """
     from utcp.plugins.discovery import register_call_template, register_communication_protocol_factory
 
-    from .call_template import WebSocketCallTemplateSerializer
+    from ._client.repository import register_repository
+    from ._templates.call_template import WebSocketCallTemplateSerializer
     from .protocol import WebSocketCommunicationProtocol
-    from .repository import register_repository
 
     serializer: Any = WebSocketCallTemplateSerializer()
     register_call_template("websocket", serializer, override=True)

@@ -23,20 +23,20 @@ from utcp.data.register_manual_response import RegisterManualResult
 from utcp.data.tool import Tool
 from utcp.interfaces.communication_protocol import CommunicationProtocol
 
-from .call_template import WebSocketCallTemplate
-from .connector import Connector
-from .discovery import discover
+from ._calls.discovery import discover
+from ._calls.exchange import Exchange
+from ._calls.request import prepare
+from ._calls.streams import ResponseStream
+from ._connections.connector import Connector
+from ._connections.pool import Pool
+from ._connections.statistics import Statistics, Tally
+from ._templates.call_template import WebSocketCallTemplate
 from .errors import MissingArgumentError, WebSocketError
-from .exchange import Exchange
-from .pool import Pool
-from .request import prepare
-from .statistics import Statistics, Tally
-from .stream import ResponseStream
 
 if TYPE_CHECKING:
     from utcp.utcp_client import UtcpClient
 
-    from .plan import Plan
+    from ._templates.plan import Plan
 
 __all__ = ["WebSocketCommunicationProtocol"]
 

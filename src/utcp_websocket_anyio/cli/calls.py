@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import click
 
-from ..client import AnyioUtcpClient
+from .._client.client import AnyioUtcpClient
 from .arguments import read_arguments
 from .failures import Failure, as_failures
 from .options import Pairs, common, parse_auth, parse_headers, parse_variables

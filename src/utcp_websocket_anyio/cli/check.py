@@ -15,11 +15,11 @@ from utcp.data.tool import Tool
 from utcp.exceptions import UtcpSerializerValidationError
 from utcp.plugins.plugin_loader import ensure_plugins_initialized
 
-from ..call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
-from ..discovery import discover
-from ..message_template import MessageTemplate
-from ..plan import Plan, Step
-from ..template import Values, encode_arguments
+from .._calls.discovery import discover
+from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
+from .._templates.messages import MessageTemplate
+from .._templates.plan import Plan, Step
+from .._templates.values import Values, encode_arguments
 from .arguments import read_arguments, signature
 from .explain import explain
 from .failures import Failure, as_failures

@@ -13,10 +13,10 @@ import click
 from anyio.from_thread import start_blocking_portal
 from rich.console import Console
 
-from ..call_template import WebSocketCallTemplate
-from ..client import AnyioUtcpClient, open_client
+from .._client.client import AnyioUtcpClient, open_client
+from .._server.server import ToolServer
+from .._templates.call_template import WebSocketCallTemplate
 from ..errors import WebSocketTimeoutError, WebSocketToolError
-from ..server import ToolServer
 from .failures import as_failures
 from .output import console
 from .running import run

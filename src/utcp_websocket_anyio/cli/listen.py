@@ -15,13 +15,13 @@ from typing import Any
 import anyio
 import click
 
-from ..call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
-from ..connection import Connection
-from ..connector import Connector
+from .._calls.request import prepare
+from .._connections.connection import Connection
+from .._connections.connector import Connector
+from .._connections.statistics import Tally
+from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
+from .._wire import Wire
 from ..errors import WebSocketClosedError
-from ..request import prepare
-from ..statistics import Tally
-from ..wire import Wire
 from .arguments import read_arguments
 from .calls import pick
 from .failures import Failure, as_failures

@@ -6,7 +6,7 @@ import logging
 
 import click
 
-from .. import __version__
+from .._version import __version__
 from .calls import call, stream
 from .check import check
 from .demo import demo

@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import click
 
-from ..server import ToolServer
+from .._server.server import ToolServer
 from .failures import Failure, as_failures
 from .output import console
 from .running import run

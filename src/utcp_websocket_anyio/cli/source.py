@@ -14,10 +14,10 @@ from utcp.data.call_template import CallTemplate, CallTemplateSerializer
 from utcp.data.tool import Tool
 from utcp.plugins.plugin_loader import ensure_plugins_initialized
 
-from ..call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
-from ..client import AnyioUtcpClient, open_client
+from .._client.client import AnyioUtcpClient, open_client
+from .._net.security import display_url, split_address
+from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
 from ..errors import WebSocketSecurityError
-from ..security import display_url, split_address
 from .failures import Failure
 
 __all__ = ["Access", "Manual", "Source", "is_url", "open_manual", "read_source"]

@@ -1,0 +1,1 @@
+"""One call or stream, from its arguments to its responses. Private."""

@@ -1,0 +1,1 @@
+"""A UTCP client for both event loops. Private."""

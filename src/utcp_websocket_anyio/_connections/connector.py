@@ -1,0 +1,122 @@
+"""Opening a connection: credentials, handshake, login, and trying again where that may help."""
+
+from __future__ import annotations
+
+import logging
+import random
+import ssl
+from typing import TYPE_CHECKING
+
+import anyio
+from utcp.data.auth_implementations import OAuth2Auth
+
+from .._net.auth import TokenCache, add_query, handshake_credentials, merge_headers
+from .._net.security import check_websocket_url
+from .._wire import Target, open_wire
+from ..errors import WebSocketAuthError, WebSocketConnectionError, WebSocketError, WebSocketTimeoutError
+from .connection import Connection
+
+if TYPE_CHECKING:
+    from .._templates.plan import Endpoint, Plan
+    from .statistics import Tally
+
+__all__ = ["Connector"]
+
+_log = logging.getLogger(__name__)
+
+_BACKOFF_FIRST = 0.1
+_BACKOFF_LONGEST = 3.0
+
+
+class Connector:
+    """Opens connections with the credentials and TLS settings of one protocol object.
+
+    Args:
+        ssl_context: For every TLS connection, the token endpoint's included; None: the system's trust store.
+        tally: Where further attempts are counted.
+    """
+
+    def __init__(self, ssl_context: ssl.SSLContext | None, tally: Tally) -> None:
+        self.ssl_context = ssl_context
+        self._tally = tally
+        self._tokens = TokenCache()
+
+    async def connect(self, endpoint: Endpoint, plan: Plan) -> Connection:
+        """Open a connection within `plan.connection_timeout` seconds, login included.
+
+        Cancelling it leaves nothing open.
+
+        Raises:
+            WebSocketTimeoutError: Time ran out in the first attempt; in a later one the last error is raised.
+            WebSocketAuthError: The credentials were refused.
+            WebSocketConnectionError: There is no way to connect, or no attempt succeeded.
+            WebSocketProtocolError: What was connected to does not speak the protocol asked for.
+        """
+        check_websocket_url(endpoint.url)
+        failure: WebSocketError | None = None
+        retries = 0
+        with anyio.move_on_after(plan.connection_timeout):
+            while True:
+                try:
+                    return await self._connect_once(endpoint, plan)
+                except WebSocketConnectionError as error:
+                    failure = error
+                if not failure.transient or retries == plan.reconnect_attempts:
+                    break
+                retries += 1
+                self._tally.reconnects += 1
+                pause = backoff(retries)
+                _log.info(
+                    "connecting again in %.2f s: %s: %s",
+                    pause,
+                    endpoint.label,
+                    failure.args[0],
+                    extra={"endpoint": endpoint.label, "event": "retry", "attempt": retries},
+                )
+                await anyio.sleep(pause)
+        raise failure or WebSocketTimeoutError(
+            f"no connection within {plan.connection_timeout:g} s", phase="connect", endpoint=endpoint.label
+        )
+
+    async def _connect_once(self, endpoint: Endpoint, plan: Plan) -> Connection:
+        """One attempt; a second one with a fresh token when the server refuses the cached one."""
+        auth = plan.auth
+        if not isinstance(auth, OAuth2Auth):
+            return await self._handshake(endpoint, plan, None)
+        token = await self._tokens.token(auth, ssl_context=self.ssl_context, endpoint=endpoint.label)
+        try:
+            return await self._handshake(endpoint, plan, token)
+        except WebSocketAuthError as error:
+            if error.status != 401:
+                raise
+            self._tokens.discard(auth, token)
+        token = await self._tokens.token(auth, ssl_context=self.ssl_context, endpoint=endpoint.label)
+        return await self._handshake(endpoint, plan, token)
+
+    async def _handshake(self, endpoint: Endpoint, plan: Plan, token: str | None) -> Connection:
+        credentials = handshake_credentials(plan.auth, token)
+        settings = endpoint.connection
+        target = Target(
+            url=add_query(endpoint.url, credentials.query),
+            endpoint=endpoint.label,
+            headers=merge_headers(endpoint.headers, credentials.headers),
+            subprotocol=settings.subprotocol,
+            compression=settings.compression,
+            compression_threshold=settings.compression_threshold,
+            max_message_size=settings.max_message_size,
+            ssl_context=self.ssl_context,
+        )
+        wire = await open_wire(target)
+        connection = Connection(wire, settings, label=endpoint.label)
+        try:
+            await connection.log_in()
+        except BaseException:
+            wire.abort()
+            raise
+        return connection
+
+
+def backoff(retry: int) -> float:
+    """Seconds before the given retry, counted from 1: exponential, with full jitter in its upper half."""
+    longest = min(_BACKOFF_FIRST * 2.0 ** (retry - 1), _BACKOFF_LONGEST)
+    return longest * (0.5 + random.random() / 2)  # noqa: S311 - jitter needs no cryptography

@@ -1,0 +1,63 @@
+"""What a protocol object has and has done, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..errors import WebSocketError
+
+__all__ = ["Statistics", "Tally"]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A protocol object at one moment.
+
+    Attributes:
+        opening: Connections being established.
+        idle: Open connections that nobody uses.
+        active: Open connections that calls use.
+        closing: Connections in their farewell or closing handshake.
+        waiting: Calls that wait for a connection.
+        calls: Calls and streams begun so far.
+        errors: How many of them failed, by the name of the error's class.
+        reconnects: Attempts to connect after a failed one.
+        bytes_sent: Of messages, without frames, compression and TLS.
+        bytes_received: Of messages, likewise.
+    """
+
+    opening: int = 0
+    idle: int = 0
+    active: int = 0
+    closing: int = 0
+    waiting: int = 0
+    calls: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
+    reconnects: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+class Tally:
+    """What has happened so far; whoever does something counts it here."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.reconnects = 0
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._errors: Counter[str] = Counter()
+
+    def failed(self, error: WebSocketError) -> None:
+        """A call failed."""
+        self._errors[type(error).__name__] += 1
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """How many calls failed, by the name of the error's class; a copy."""
+        return MappingProxyType(dict(self._errors))

@@ -1,0 +1,161 @@
+"""Steps: the part of a conversation that goes before, around and after requests.
+
+One function has every such conversation: a login (`on_connect`), what precedes a request (`before`) and a farewell
+(`on_close`). What differs between them, who sends and receives and what a rejection means, comes in as arguments.
+`Dialogue` is a connection's own part: login, farewell and automatic replies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .._templates.received import Message, ResponseError
+from .._templates.values import Values
+from ..errors import WebSocketAuthError, WebSocketError, WebSocketProtocolError
+
+if TYPE_CHECKING:
+    from .._templates.extraction import Extraction
+    from .._templates.plan import AutoReply, Step
+
+__all__ = ["Dialogue", "converse"]
+
+Send = Callable[["str | bytes"], Awaitable[object]]
+Receive = Callable[[], Awaitable[Message]]
+
+
+class Dialogue:
+    """What a connection itself has to say. Its placeholders stand for one uuid, and for no arguments.
+
+    Args:
+        label: The endpoint, for errors.
+
+    Attributes:
+        captured: What was captured on the connection so far.
+    """
+
+    def __init__(self, auto_reply: tuple[AutoReply, ...], label: str) -> None:
+        self.captured: dict[str, Any] = {}
+        self._auto_reply = auto_reply
+        self._label = label
+        self._call_id = 0
+        self._values: Values | None = None
+
+    def next_call_id(self) -> int:
+        """A number larger than every one before on this connection."""
+        self._call_id += 1
+        return self._call_id
+
+    async def converse(self, steps: tuple[Step, ...], where: str, *, send: Send, receive: Receive) -> None:
+        """Have the conversation that opens or closes the connection.
+
+        Args:
+            where: The place of the steps in the call template, for errors.
+
+        Raises:
+            WebSocketAuthError: A step was rejected.
+        """
+        if steps:
+            await converse(
+                steps,
+                values=self._next_values,
+                send=send,
+                receive=receive,
+                captured=self.captured,
+                rejected=lambda index, _: WebSocketAuthError(
+                    f"the endpoint rejected the step {where}[{index}]", endpoint=self._label
+                ),
+                label=self._label,
+            )
+
+    def reply_to(self, message: Message) -> str | bytes | None:
+        """The answer to an application-level ping; None if the message is none.
+
+        Raises:
+            WebSocketProtocolError: The answer cannot be made of what was captured.
+        """
+        for automatic in self._auto_reply:
+            with response_faults(self._label):
+                if automatic.match.matches(message, self._own_values()):
+                    capture(automatic.capture, message, self.captured)
+                    return automatic.reply.encode(self._next_values())
+        return None
+
+    def _own_values(self) -> Values:
+        if self._values is None:
+            self._values = Values({}, "")
+            self._values.captured = self.captured
+        return self._values
+
+    def _next_values(self) -> Values:
+        values = self._own_values()
+        values.call_id = self.next_call_id()
+        return values
+
+
+async def converse(
+    steps: Iterable[Step],
+    *,
+    values: Callable[[], Values],
+    send: Send,
+    receive: Receive,
+    captured: MutableMapping[str, Any],
+    rejected: Callable[[int, Message], WebSocketError],
+    waiting: Callable[[Step, Values], None] = lambda step, values: None,
+    label: str,
+) -> None:
+    """Take the steps one after the other.
+
+    Args:
+        values: What the placeholders of the next step stand for; called once per step.
+        receive: The next message of the connection.
+        captured: Where what the steps capture is put.
+        rejected: The error of a step, by its index, whose `reject` filter the message matches.
+        waiting: Told of each step before anything of it is sent.
+        label: The endpoint, for errors.
+    """
+    for index, step in enumerate(steps):
+        stand_for = values()
+        waiting(step, stand_for)
+        if step.send is not None:
+            with response_faults(label):
+                data = step.send.encode(stand_for)
+            await send(data)
+        if step.expect is None:
+            continue
+        while True:
+            message = await receive()
+            with response_faults(label):
+                if step.reject is not None and step.reject.matches(message, stand_for):
+                    raise rejected(index, message)
+                if step.expect.matches(message, stand_for):
+                    capture(step.capture, message, captured)
+                    break
+
+
+def capture(extractions: Mapping[str, Extraction], message: Message, captured: MutableMapping[str, Any]) -> None:
+    """Put what `extractions` pick from `message` into `captured`.
+
+    Raises:
+        ResponseError: It is not there.
+    """
+    for name, extraction in extractions.items():
+        captured[name] = extraction.extract(message)
+
+
+@contextmanager
+def response_faults(label: str) -> Iterator[None]:
+    """Turn what is wrong with a message, or with what was captured from one, into the caller's error.
+
+    Nothing of the original error is behind it.
+    """
+    try:
+        yield
+    except WebSocketError:
+        raise
+    except (ResponseError, ValueError) as error:
+        fault = str(error)
+    else:
+        return
+    raise WebSocketProtocolError(fault, endpoint=label)

@@ -1,0 +1,1 @@
+"""Addresses, credentials, and how this process reaches the network. Private."""

@@ -1,0 +1,1 @@
+"""Publishing Python functions as UTCP tools. Private."""

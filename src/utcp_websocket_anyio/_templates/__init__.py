@@ -1,0 +1,1 @@
+"""The language of call templates; pure, no I/O. Private."""

@@ -1,0 +1,182 @@
+"""Streams through the protocol object."""
+
+from __future__ import annotations
+
+import gc
+from contextlib import aclosing
+
+import anyio
+import pytest
+from support.peers import CLOSE, PING, PONG, Peer, peer
+from support.protocol import entered, template, until_idle
+
+from utcp_websocket_anyio import (
+    WebSocketClosedError,
+    WebSocketTimeoutError,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+async def count(peer: Peer) -> None:
+    await peer.handshake()
+
+    async def send() -> None:
+        n = 0
+        while True:
+            await peer.send(f"{n}")
+            n += 1
+
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(send)
+        payload = await peer.receive_close()
+        task_group.cancel_scope.cancel()
+    await peer.send_frame(CLOSE, payload)
+
+
+async def test_a_stream_ends_with_a_normal_close_and_fails_with_another() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        code = int(await peer.receive())
+        await peer.send("1")
+        await peer.send("2")
+        await peer.close(code)
+
+    async with entered() as protocol, peer(script) as url:
+        for code in (1000, 1001):
+            stream = protocol.call_tool_streaming(None, "manual.t", {}, template(url, message=str(code)))
+            assert [item async for item in stream] == ["1", "2"]
+        received: list[str] = []
+        with pytest.raises(WebSocketClosedError) as caught:
+            async for item in protocol.call_tool_streaming(None, "manual.t", {}, template(url, message="1011")):
+                received.append(item)
+        assert received == ["1", "2"]
+        assert caught.value.code == 1011
+        everything = template(url, message="1011", end_on_close="any")
+        assert [i async for i in protocol.call_tool_streaming(None, "manual.t", {}, everything)] == ["1", "2"]
+        await until_idle(protocol, 0)
+
+
+async def test_a_stream_of_envelopes_gives_results_until_its_end_and_the_connection_is_used_again() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        while True:
+            request = await peer.receive_json()
+            for result in (1, None, {"a": [2]}):
+                await peer.send({"type": "tool_response", "request_id": request["id"], "result": result})
+            await peer.send({"type": "tool_response", "result": "without an id"})
+            await peer.send({"type": "stream_end", "request_id": request["id"]})
+
+    async with entered() as protocol, peer(script) as url:
+        for _ in range(2):
+            stream = protocol.call_tool_streaming(None, "manual.t", {}, template(url, message={"id": "{{uuid}}"}))
+            assert [item async for item in stream] == [1, None, {"a": [2]}, "without an id"]
+            await until_idle(protocol, 1)
+
+
+@pytest.mark.parametrize("how", ["break", "aclose", "garbage", "exception", "cancellation"])
+async def test_an_abandoned_stream_gives_its_connection_up_at_once(how: str) -> None:
+    async with entered() as protocol, peer(count) as url:
+        listen = template(url, listen_only=True)
+        if how == "break":
+            async for _item in protocol.call_tool_streaming(None, "manual.t", {}, listen):
+                break
+        elif how == "aclose":
+            async with aclosing(protocol.call_tool_streaming(None, "manual.t", {}, listen)) as stream:
+                await stream.__anext__()
+        elif how == "garbage":
+            stream = protocol.call_tool_streaming(None, "manual.t", {}, listen)
+            await stream.__anext__()
+            del stream
+            gc.collect()
+        elif how == "exception":
+            with pytest.raises(KeyError):
+                async for _item in protocol.call_tool_streaming(None, "manual.t", {}, listen):
+                    raise KeyError
+        else:
+            async with anyio.create_task_group() as task_group:
+                started = anyio.Event()
+
+                async def consume() -> None:
+                    async for _item in protocol.call_tool_streaming(None, "manual.t", {}, listen):
+                        started.set()
+                        await anyio.lowlevel.checkpoint()
+
+                task_group.start_soon(consume)
+                await started.wait()
+                task_group.cancel_scope.cancel()
+        gc.collect()
+        await until_idle(protocol, 0)
+
+
+async def test_a_slow_consumer_holds_the_sender_back_and_loses_nothing() -> None:
+    sent = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal sent
+        await peer.handshake()
+        while sent < 3_000:
+            await peer.send(f"{sent} " + "x" * 20_000)
+            sent += 1
+        await peer.close()
+
+    async with entered() as protocol, peer(script) as url:
+        listen = template(url, listen_only=True, timeout=60)
+        received = 0
+        async with aclosing(protocol.call_tool_streaming(None, "manual.t", {}, listen)) as stream:
+            async for item in stream:
+                assert item.startswith(f"{received} ")
+                received += 1
+                if received == 10:
+                    before = -1
+                    while before != sent:
+                        before = sent
+                        await anyio.sleep(0.2)
+                    assert sent < 1_500
+        assert received == 3_000
+
+
+async def test_no_pong_is_expected_while_messages_wait_for_a_slow_consumer() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        for number in range(1_000):
+            await peer.send(f"{number} " + "x" * 20_000)
+        await peer.send("the end")
+        while True:
+            opcode, payload = await peer.receive_frame()
+            await peer.send_frame({PING: PONG}.get(opcode, opcode), payload)
+            if opcode == CLOSE:
+                break
+
+    async with entered() as protocol, peer(script) as url:
+        beating = template(url, listen_only=True, end_filter="^the end$", ping_interval=0.05, pong_timeout=0.5)
+        received = 0
+        async with aclosing(protocol.call_tool_streaming(None, "manual.t", {}, beating)) as stream:
+            async for _ in stream:
+                received += 1
+                if received == 10:
+                    await anyio.sleep(0.8)
+        assert received == 1_000
+        await anyio.sleep(0.3)
+        assert protocol.statistics().idle == 1
+
+
+async def test_a_subscription_ends_well_when_its_time_is_over() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.send("1")
+        await peer.send("2")
+
+    async with entered() as protocol, peer(script) as url:
+        some_time = template(url, listen_only=True, expected_responses=-1, response_timeout=0.1)
+        assert await protocol.call_tool(None, "manual.t", {}, some_time) == ["1", "2"]
+        stream = protocol.call_tool_streaming(None, "manual.t", {}, some_time)
+        assert [item async for item in stream] == ["1", "2"]
+        with pytest.raises(WebSocketTimeoutError):
+            async for _item in protocol.call_tool_streaming(
+                None, "manual.t", {}, template(url, listen_only=True, response_timeout=0.1)
+            ):
+                pass
+        silence = template(url, listen_only=True, idle_timeout=0.1)
+        assert [item async for item in protocol.call_tool_streaming(None, "manual.t", {}, silence)] == ["1", "2"]
+        await until_idle(protocol, 0)

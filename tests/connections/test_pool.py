@@ -1,0 +1,420 @@
+"""Who gets which connection: the pool on its own, with connections that only have a state."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+from support.pool_fakes import FakeConnection, FakeConnectionPlan, FakeEndpoint, FakePlan
+
+from utcp_websocket_anyio._connections.pool import Pool
+from utcp_websocket_anyio._connections.statistics import Tally
+from utcp_websocket_anyio.errors import (
+    WebSocketClosedError,
+    WebSocketConnectionError,
+    WebSocketError,
+    WebSocketTimeoutError,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class Opener:
+    """Stands for the connector: opens at once, or fails, or waits to be told."""
+
+    opened: list[FakeConnection] = field(default_factory=list)
+    failure: WebSocketError | None = None
+    gate: anyio.Event | None = None
+    attempts: int = 0
+
+    async def __call__(self, endpoint: FakeEndpoint, plan: FakePlan) -> FakeConnection:
+        self.attempts += 1
+        if self.gate is None:
+            await checkpoint()
+        else:
+            await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        connection = FakeConnection(endpoint.connection)
+        self.opened.append(connection)
+        return connection
+
+
+@asynccontextmanager
+async def pool_with(opener: Opener) -> AsyncIterator[Pool]:
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as task_group:
+            pool = Pool(task_group, cast(Any, opener), Tally())
+            yield pool
+            await pool.aclose()
+            assert repr(pool) == "<Pool [Connections: 0 open, 0 idle | Calls: 0 waiting]>"
+            assert not pool._sites
+            task_group.cancel_scope.cancel()
+
+
+async def get(pool: Pool, endpoint: Any, plan: Any = None, *, clean: bool = True) -> Any:
+    plan = plan or FakePlan()
+    connection = pool.claim(endpoint, plan, clean=clean)
+    return connection or await pool.acquire(endpoint, plan, clean=clean)
+
+
+async def test_a_released_connection_is_used_again() -> None:
+    opener, endpoint = Opener(), cast(Any, FakeEndpoint())
+    async with pool_with(opener) as pool:
+        first = await get(pool, endpoint)
+        pool.release(first, endpoint)
+        assert repr(pool) == "<Pool [Connections: 1 open, 1 idle | Calls: 0 waiting]>"
+        assert await get(pool, endpoint) is first
+        pool.release(first, endpoint)
+        assert opener.attempts == 1
+
+
+async def test_connections_are_never_shared_across_endpoints() -> None:
+    opener = Opener()
+    mine, other = cast(Any, FakeEndpoint()), cast(Any, FakeEndpoint(manual="other"))
+    async with pool_with(opener) as pool:
+        first = await get(pool, mine)
+        pool.release(first, mine)
+        second = await get(pool, other)
+        assert second is not first
+        pool.release(second, other)
+
+
+async def test_waiting_callers_are_served_in_order() -> None:
+    opener, endpoint = Opener(), cast(Any, FakeEndpoint())
+    served: list[int] = []
+    async with pool_with(opener) as pool:
+        first = await get(pool, endpoint, FakePlan(max_connections=1))
+
+        async def caller(number: int) -> None:
+            connection = await get(pool, endpoint, FakePlan(max_connections=1))
+            served.append(number)
+            await checkpoint()
+            pool.release(connection, endpoint)
+
+        async with anyio.create_task_group() as callers:
+            for number in range(5):
+                callers.start_soon(caller, number)
+                await anyio.wait_all_tasks_blocked()
+            pool.release(first, endpoint)
+        assert served == [0, 1, 2, 3, 4]
+        assert opener.attempts == 1
+
+
+async def test_a_newcomer_does_not_overtake_who_waits() -> None:
+    opener, endpoint = Opener(), cast(Any, FakeEndpoint())
+    plan = FakePlan(max_connections=1)
+    served: list[str] = []
+    async with pool_with(opener) as pool:
+        first = await get(pool, endpoint, plan)
+
+        async def caller(name: str) -> None:
+            connection = await get(pool, endpoint, plan)
+            served.append(name)
+            pool.release(connection, endpoint)
+
+        async with anyio.create_task_group() as callers:
+            callers.start_soon(caller, "waiting")
+            await anyio.wait_all_tasks_blocked()
+            pool.release(first, endpoint)
+            await caller("newcomer")
+        assert served == ["waiting", "newcomer"]
+
+
+async def test_no_more_than_max_connections_are_open_or_opening() -> None:
+    opener, endpoint = Opener(gate=anyio.Event()), cast(Any, FakeEndpoint())
+    plan = FakePlan(max_connections=3)
+    async with pool_with(opener) as pool:
+
+        async def caller() -> None:
+            connection = await get(pool, endpoint, plan)
+            await anyio.wait_all_tasks_blocked()
+            pool.release(connection, endpoint)
+
+        async with anyio.create_task_group() as callers:
+            for _ in range(10):
+                callers.start_soon(caller)
+            await anyio.wait_all_tasks_blocked()
+            assert opener.attempts == 3
+            assert opener.gate is not None
+            opener.gate.set()
+        assert opener.attempts == 3
+
+
+async def test_waiting_too_long_is_a_timeout_of_phase_pool() -> None:
+    opener, endpoint = Opener(), cast(Any, FakeEndpoint())
+    plan = FakePlan(max_connections=1, timeout=0.01)
+    async with pool_with(opener) as pool:
+        connection = await get(pool, endpoint, plan)
+        with pytest.raises(WebSocketTimeoutError) as caught:
+            await get(pool, endpoint, plan)
+        assert caught.value.phase == "pool"
+        pool.release(connection, endpoint)
+
+
+async def test_a_connection_in_its_closing_handshake_still_counts() -> None:
+    opener, endpoint = Opener(), cast(Any, FakeEndpoint())
+    plan = FakePlan(max_connections=1)
+    async with pool_with(opener) as pool:
+        first = await get(pool, endpoint, plan)
+        first.may_close = anyio.Event()
+        pool.retire(first, "the exchange failed")
+        async with anyio.create_task_group() as callers:
+            second: list[Any] = []
+
+            async def caller() -> None:
+                second.append(await get(pool, endpoint, plan))
+
+            callers.start_soon(caller)
+            await anyio.wait_all_tasks_blocked()
+            assert not second
+            first.may_close.set()
+        assert second[0] is not first
+        pool.release(second[0], endpoint)
+
+
+async def test_a_cancelled_waiter_passes_on_the_connection_it_was_given() -> None:
+    opener, endpoint = Opener(), cast(Any, FakeEndpoint())
+    plan = FakePlan(max_connections=1)
+    async with pool_with(opener) as pool:
+        first = await get(pool, endpoint, plan)
+        got: list[Any] = []
+        async with anyio.create_task_group() as callers:
+            scope = anyio.CancelScope()
+
+            async def cancelled() -> None:
+                with scope:
+                    # Whether the cancellation comes first or the connection, it must not be lost.
+                    connection = await get(pool, endpoint, plan)
+                    try:
+                        await checkpoint()
+                    finally:
+                        pool.release(connection, endpoint)
+
+            async def patient() -> None:
+                got.append(await get(pool, endpoint, plan))
+
+            callers.start_soon(cancelled)
+            await anyio.wait_all_tasks_blocked()
+            callers.start_soon(patient)
+            await anyio.wait_all_tasks_blocked()
+            # Given and cancelled between the same two checkpoints:
+            pool.release(first, endpoint)
+            scope.cancel()
+        assert got == [first]
+        pool.release(first, endpoint)
+
+
+async def test_a_cancelled_waiter_passes_on_the_slot_it_was_given() -> None:
+    opener, endpoint = Opener(), cast(Any, FakeEndpoint())
+    plan = FakePlan(max_connections=1)
+    async with pool_with(opener) as pool:
+        first = await get(pool, endpoint, plan)
+        async with anyio.create_task_group() as callers:
+            scope = anyio.CancelScope()
+
+            async def cancelled() -> None:
+                with scope:
+                    await get(pool, endpoint, plan)
+
+            callers.start_soon(cancelled)
+            await anyio.wait_all_tasks_blocked()
+            first.die()
+            scope.cancel()
+        second = await get(pool, endpoint, plan)
+        assert second is not first
+        pool.release(second, endpoint)
+
+
+async def test_cancelled_while_connecting_leaves_the_slot_to_the_next() -> None:
+    opener, endpoint = Opener(gate=anyio.Event()), cast(Any, FakeEndpoint())
+    plan = FakePlan(max_connections=1)
+    async with pool_with(opener) as pool:
+        async with anyio.create_task_group() as callers:
+            callers.start_soon(get, pool, endpoint, plan)
+            await anyio.wait_all_tasks_blocked()
+            callers.cancel_scope.cancel()
+        opener.gate = None
+        pool.release(await get(pool, endpoint, plan), endpoint)
+
+
+async def test_a_failed_attempt_leaves_its_slot_to_who_waits() -> None:
+    opener, endpoint = Opener(gate=anyio.Event(), failure=WebSocketConnectionError("no")), cast(Any, FakeEndpoint())
+    plan = FakePlan(max_connections=1)
+    failures: list[BaseException] = []
+    async with pool_with(opener) as pool:
+
+        async def caller() -> None:
+            try:
+                await get(pool, endpoint, plan)
+            except WebSocketConnectionError as error:
+                failures.append(error)
+
+        async with anyio.create_task_group() as callers:
+            callers.start_soon(caller)
+            callers.start_soon(caller)
+            await anyio.wait_all_tasks_blocked()
+            assert opener.gate is not None
+            opener.gate.set()
+        assert len(failures) == 2
+        assert opener.attempts == 2
+
+
+async def test_a_connection_found_dead_is_replaced() -> None:
+    opener, endpoint = Opener(), cast(Any, FakeEndpoint())
+    async with pool_with(opener) as pool:
+        first = await get(pool, endpoint)
+        pool.release(first, endpoint)
+        first.die()
+        second = await get(pool, endpoint)
+        assert second is not first
+        pool.release(second, endpoint)
+        second.quiet = False
+        second.error = WebSocketClosedError("found while settling")
+        third = await get(pool, endpoint, FakePlan(max_connections=5))
+        assert third is not second
+        second.error = None
+        second.die()
+        pool.release(third, endpoint)
+
+
+async def test_after_an_unanswered_request_only_who_expects_no_answer_gets_the_connection() -> None:
+    opener, endpoint = Opener(), cast(Any, FakeEndpoint())
+    plan = FakePlan(max_connections=1)
+    async with pool_with(opener) as pool:
+        first = await get(pool, endpoint, plan)
+        pool.release(first, endpoint, unanswered=True)
+        assert await get(pool, endpoint, plan, clean=False) is first
+        pool.release(first, endpoint)
+        second = await get(pool, endpoint, plan, clean=True)
+        assert second is not first
+        assert first.retired
+        pool.release(second, endpoint)
+
+
+async def test_a_shared_connection_is_opened_once_for_all_who_come_meanwhile() -> None:
+    opener = Opener(gate=anyio.Event())
+    endpoint = cast(Any, FakeEndpoint(connection=FakeConnectionPlan(multiplex=True)))
+    plan = FakePlan(max_connections=1)
+    got: list[Any] = []
+    async with pool_with(opener) as pool:
+
+        async def caller() -> None:
+            got.append(await get(pool, endpoint, plan))
+
+        async with anyio.create_task_group() as callers:
+            for _ in range(5):
+                callers.start_soon(caller)
+            await anyio.wait_all_tasks_blocked()
+            assert opener.gate is not None
+            opener.gate.set()
+        assert got == [opener.opened[0]] * 5
+
+
+async def test_when_the_one_who_opens_a_shared_connection_is_cancelled_the_next_opens_it() -> None:
+    opener = Opener(gate=anyio.Event())
+    endpoint = cast(Any, FakeEndpoint(connection=FakeConnectionPlan(multiplex=True)))
+    plan = FakePlan(max_connections=1)
+    got: list[Any] = []
+    async with pool_with(opener) as pool:
+        async with anyio.create_task_group() as callers:
+            scope = anyio.CancelScope()
+
+            async def leader() -> None:
+                with scope:
+                    await get(pool, endpoint, plan)
+
+            async def follower() -> None:
+                got.append(await get(pool, endpoint, plan))
+
+            callers.start_soon(leader)
+            await anyio.wait_all_tasks_blocked()
+            callers.start_soon(follower)
+            callers.start_soon(follower)
+            await anyio.wait_all_tasks_blocked()
+            scope.cancel()
+            await anyio.wait_all_tasks_blocked()
+            assert opener.gate is not None
+            opener.gate.set()
+        assert opener.attempts == 2
+        assert got == [opener.opened[0]] * 2
+
+
+async def test_when_a_shared_connection_cannot_be_opened_everyone_who_waits_hears_it() -> None:
+    opener = Opener(gate=anyio.Event(), failure=WebSocketConnectionError("no"))
+    endpoint = cast(Any, FakeEndpoint(connection=FakeConnectionPlan(multiplex=True)))
+    failures: list[BaseException] = []
+    async with pool_with(opener) as pool:
+
+        async def caller() -> None:
+            try:
+                await get(pool, endpoint, FakePlan(max_connections=1))
+            except WebSocketConnectionError as error:
+                failures.append(error)
+
+        async with anyio.create_task_group() as callers:
+            for _ in range(4):
+                callers.start_soon(caller)
+            await anyio.wait_all_tasks_blocked()
+            assert opener.gate is not None
+            opener.gate.set()
+        assert opener.attempts == 1
+        assert len({id(error) for error in failures}) == 4
+
+
+async def test_deregistering_closes_the_connections_of_that_manual_only() -> None:
+    opener = Opener()
+    mine, other = cast(Any, FakeEndpoint()), cast(Any, FakeEndpoint(manual="other"))
+    async with pool_with(opener) as pool:
+        first, second = await get(pool, mine), await get(pool, other)
+        pool.release(first, mine)
+        pool.release(second, other)
+        await pool.deregister("manual")
+        await pool.deregister("unknown")
+        assert first.closed.is_set()
+        assert not second.closed.is_set()
+        assert await get(pool, other) is second
+        pool.release(second, other)
+
+
+async def test_closing_fails_who_waits_and_who_connects() -> None:
+    opener, endpoint = Opener(gate=anyio.Event()), cast(Any, FakeEndpoint())
+    plan = FakePlan(max_connections=1)
+    failures: list[BaseException] = []
+    async with pool_with(opener) as pool:
+
+        async def caller() -> None:
+            try:
+                await get(pool, endpoint, plan)
+            except WebSocketClosedError as error:
+                failures.append(error)
+
+        async with anyio.create_task_group() as callers:
+            callers.start_soon(caller)
+            callers.start_soon(caller)
+            await anyio.wait_all_tasks_blocked()
+            await pool.aclose()
+        assert len(failures) == 2
+        with pytest.raises(WebSocketClosedError):
+            await get(pool, endpoint, plan)
+
+
+async def test_a_cancelled_block_aborts_all_but_the_connections_that_say_farewell() -> None:
+    opener = Opener()
+    plain, polite = cast(Any, FakeEndpoint()), cast(Any, FakeEndpoint(connection=FakeConnectionPlan(on_close=("bye",))))
+    async with pool_with(opener) as pool:
+        first, second = await get(pool, plain), await get(pool, polite)
+        second.may_close = anyio.Event()
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(pool.abort)
+            await anyio.wait_all_tasks_blocked()
+            assert first.closed.is_set()
+            assert not second.closed.is_set()
+            second.may_close.set()
+        assert second.closed.is_set()

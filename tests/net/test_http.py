@@ -1,0 +1,357 @@
+"""One HTTP request: its answer within limits, its failures as the package's errors, its secrets in no log."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import socket
+import ssl
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import anyio.abc
+import httpx
+import pytest
+import trustme
+from support.http_peer import Handler, HttpPeer, answering, serve_http, silent
+
+from utcp_websocket_anyio._net.http import request_json
+from utcp_websocket_anyio._net.transport import connection_failure
+from utcp_websocket_anyio.errors import (
+    WebSocketConnectionError,
+    WebSocketError,
+    WebSocketProtocolError,
+    WebSocketSecurityError,
+)
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "geheim"
+
+
+async def get(url: str, **options: Any) -> tuple[int, Any]:
+    with anyio.fail_after(10):
+        return await request_json("POST" if "form" in options else "GET", url, what="test request", **options)
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+async def test_an_answer_is_its_status_and_its_json() -> None:
+    async with serve_http(answering({"tools": [1, "é"]}, status=201)) as server:
+        assert await get(f"{server.url}/manual?v=1") == (201, {"tools": [1, "é"]})
+    (request,) = server.peers
+    assert (request.method, request.target, request.body) == ("GET", "/manual?v=1", b"")
+    assert request.headers["accept"] == "application/json"
+    assert request.headers["accept-encoding"] == "gzip"
+
+
+async def test_a_form_is_sent_urlencoded_with_the_given_headers() -> None:
+    async with serve_http(answering({})) as server:
+        with anyio.fail_after(10):
+            await request_json(
+                "POST", server.url, form={"a": "1 &=", "b": ""}, headers=[("Authorization", "Basic x")], what="test"
+            )
+    (request,) = server.peers
+    assert request.method == "POST"
+    assert request.headers["content-type"] == "application/x-www-form-urlencoded"
+    assert request.headers["authorization"] == "Basic x"
+    assert request.form == {"a": "1 &=", "b": ""}
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"{", b"\xff", b"[" * 100_000])
+async def test_an_answer_that_is_no_json_has_none(body: bytes) -> None:
+    async with serve_http(answering(body, status=404)) as server:
+        assert await get(server.url) == (404, None)
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
+async def test_a_redirect_is_refused_and_its_target_not_contacted(status: int) -> None:
+    async with serve_http(silent) as target, serve_http(answering({}, status, [("Location", target.url)])) as server:
+        with pytest.raises(WebSocketConnectionError, match="redirect, which is not followed") as caught:
+            await get(f"{server.url}/a?token={SECRET}")
+        assert not target.connected.is_set()
+    assert caught.value.status == status
+    assert not caught.value.transient
+    assert caught.value.endpoint == f"{server.url}/a"
+
+
+async def test_errors_name_the_endpoint_that_they_are_about() -> None:
+    async with serve_http(answering({}, 302)) as server:
+        with pytest.raises(WebSocketConnectionError) as caught:
+            await get(server.url, endpoint="wss://example.com/")
+    assert caught.value.endpoint == "wss://example.com/"
+
+
+def gzipped(size: int) -> bytes:
+    return gzip.compress(b" " * size)
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding"),
+    [(b"1" + b" " * 1000, "identity"), (gzipped(1001), "gzip"), (gzipped(50_000_000), "gzip")],
+    ids=["plain", "compressed", "bomb"],
+)
+async def test_an_answer_over_the_limit_is_given_up_at_the_limit(body: bytes, encoding: str) -> None:
+    async def handler(peer: HttpPeer) -> None:
+        await peer.begin(headers=[("Content-Encoding", encoding), ("Transfer-Encoding", "chunked")])
+        await peer.send_raw(b"%x\r\n%s\r\n" % (len(body), body))
+
+    async with serve_http(handler) as server:
+        with pytest.raises(WebSocketProtocolError, match="longer than 1000 bytes"):
+            await get(server.url, max_size=1000)
+        with anyio.fail_after(10):
+            await server.left.wait()
+
+
+async def test_what_is_received_counts_even_if_nothing_is_in_it() -> None:
+    deflate = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
+    begin = deflate.compress(b"1") + deflate.flush(zlib.Z_SYNC_FLUSH)
+    empty_block = b"\x00\x00\x00\xff\xff" * 200
+
+    async def handler(peer: HttpPeer) -> None:
+        await peer.begin(headers=[("Content-Encoding", "gzip"), ("Transfer-Encoding", "chunked")])
+        await peer.send_raw(b"%x\r\n%s\r\n" % (len(begin), begin))
+        while True:
+            await peer.send_raw(b"%x\r\n%s\r\n" % (len(empty_block), empty_block))
+
+    async with serve_http(handler) as server:
+        with pytest.raises(WebSocketProtocolError, match="longer than 100000 bytes"):
+            await get(server.url, max_size=100_000)
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip", "GZIP"])
+async def test_an_answer_as_long_as_the_limit_is_read(encoding: str) -> None:
+    body = b"1" + b" " * 999
+    sent = gzip.compress(body) if encoding.lower() == "gzip" else body
+    async with serve_http(answering(sent, headers=[("Content-Encoding", encoding)])) as server:
+        assert await get(server.url, max_size=1000) == (200, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "says"),
+    [
+        (b"1", "br", "content encoding that was not asked for"),
+        (gzip.compress(gzip.compress(b"1", mtime=0), mtime=0), "gzip, gzip", "content encoding that was not asked for"),
+        (b"not gzip", "gzip", "not valid gzip"),
+        (gzip.compress(b"1", mtime=0)[:-9], "gzip", "not valid gzip"),
+    ],
+)
+async def test_an_answer_that_cannot_be_decompressed_is_a_protocol_error(body: bytes, encoding: str, says: str) -> None:
+    async with serve_http(answering(body, headers=[("Content-Encoding", encoding)])) as server:
+        with pytest.raises(WebSocketProtocolError, match=says) as caught:
+            await get(server.url)
+    assert list(chain(caught.value)) == [caught.value]
+
+
+async def garbage(peer: HttpPeer) -> None:
+    await peer.send_raw(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+
+
+async def close(peer: HttpPeer) -> None:
+    await peer.stream.aclose()
+
+
+async def reset(peer: HttpPeer) -> None:
+    await peer.reset()
+
+
+async def break_off(peer: HttpPeer) -> None:
+    await peer.begin(headers=[("Content-Length", "1000")])
+    await peer.send_raw(b"{")
+    await peer.stream.aclose()
+
+
+@pytest.mark.parametrize("handler", [garbage, close, reset, break_off])
+async def test_a_broken_answer_is_a_transient_connection_error_with_nothing_of_httpx_behind_it(
+    handler: Handler,
+) -> None:
+    async with serve_http(handler) as server:
+        with pytest.raises(WebSocketConnectionError, match="the test request failed: ") as caught:
+            await get(f"{server.url}/?token={SECRET}", headers=[("Authorization", SECRET)])
+    assert caught.value.transient
+    assert list(chain(caught.value)) == [caught.value]
+    assert SECRET not in str(caught.value)
+
+
+async def test_a_port_where_nobody_listens_is_said_so() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(WebSocketConnectionError, match="Connection refused") as caught:
+            await get(f"http://127.0.0.1:{taken.getsockname()[1]}/?token={SECRET}")
+    assert caught.value.transient
+    assert list(chain(caught.value)) == [caught.value]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_name_that_cannot_be_resolved_is_said_so() -> None:
+    outer = httpx.ConnectError("all attempts failed")
+    outer.__cause__ = OSError("all attempts failed")
+    outer.__cause__.__cause__ = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    error = connection_failure(outer, "https://nowhere.invalid/", what="the test request failed")
+    assert str(error) == "the test request failed: the host name cannot be resolved (https://nowhere.invalid/)"
+    assert error.transient
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def server_context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.fixture
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+async def test_tls_is_verified_by_the_given_context(server_context: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
+    async with serve_http(answering({"ok": True}), ssl_context=server_context) as server:
+        assert await get(server.url, ssl_context=trusting) == (200, {"ok": True})
+
+
+async def test_an_untrusted_certificate_is_a_lasting_error(server_context: ssl.SSLContext) -> None:
+    async with serve_http(answering({}), ssl_context=server_context) as server:
+        with pytest.raises(WebSocketConnectionError, match="TLS: the certificate is not trusted") as caught:
+            await get(f"{server.url}/?token={SECRET}")
+        assert not server.asked.is_set()
+    assert not caught.value.transient
+    assert list(chain(caught.value)) == [caught.value]
+
+
+async def test_a_plain_server_where_tls_is_due_is_a_lasting_error(trusting: ssl.SSLContext) -> None:
+    async def greet(stream: anyio.abc.ByteStream) -> None:
+        async with stream:
+            await stream.receive()
+            await stream.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, greet)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        with pytest.raises(WebSocketConnectionError, match="TLS: ") as caught:
+            await get(f"https://127.0.0.1:{port}/", ssl_context=trusting)
+        tasks.cancel_scope.cancel()
+    assert not caught.value.transient
+
+
+async def test_a_request_cancelled_in_its_tls_handshake_closes_its_socket() -> None:
+    greeted, left = anyio.Event(), anyio.Event()
+
+    async def say_nothing(stream: anyio.abc.ByteStream) -> None:
+        async with stream:
+            await stream.receive()
+            greeted.set()
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+            left.set()
+
+    with anyio.fail_after(10):
+        async with (
+            await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(listener.serve, say_nothing)
+            port = listener.extra(anyio.abc.SocketAttribute.local_port)
+            async with anyio.create_task_group() as requests:
+                requests.start_soon(get, f"https://127.0.0.1:{port}/")
+                await greeted.wait()
+                requests.cancel_scope.cancel()
+            await left.wait()
+            tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("headers", [None, [("Content-Length", "10")]], ids=["before the answer", "within the answer"])
+async def test_a_cancelled_request_closes_its_socket(headers: list[tuple[str, str]] | None) -> None:
+    async def handler(peer: HttpPeer) -> None:
+        if headers is not None:
+            await peer.begin(headers=headers)
+            await peer.send_raw(b"[")
+
+    with anyio.fail_after(10):
+        async with serve_http(handler) as server:
+            async with anyio.create_task_group() as requests:
+                requests.start_soon(get, server.url)
+                await server.asked.wait()
+                await anyio.wait_all_tasks_blocked()
+                requests.cancel_scope.cancel()
+            await server.left.wait()
+
+
+@pytest.mark.parametrize("url", ["http://example.com/", "ftp://localhost/", "https://u:p@localhost/"])
+async def test_an_address_that_may_not_be_asked_is_refused(url: str) -> None:
+    with pytest.raises(WebSocketSecurityError, match=r"^test request: "):
+        await get(url)
+
+
+async def test_proxies_and_credentials_of_the_environment_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login x password {SECRET}\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    async with serve_http(silent) as proxy, serve_http(answering({})) as server:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        assert (await get(server.url))[0] == 200
+        assert not proxy.connected.is_set()
+    assert "authorization" not in server.peers[0].headers
+
+
+def shown(records: list[logging.LogRecord]) -> str:
+    return "\n".join(f"{record.getMessage()} {record.__dict__}" for record in records)
+
+
+@pytest.mark.parametrize("outcome", [answering({"token": SECRET}, headers=[("X-Secret", SECRET)]), garbage, break_off])
+async def test_no_log_record_shows_a_request_of_ours(outcome: Handler, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with serve_http(outcome) as server:
+        try:
+            await get(f"{server.url}/?token={SECRET}", form={"a": SECRET}, headers=[("Authorization", SECRET)])
+        except WebSocketError as error:
+            assert SECRET not in str(error)
+    assert SECRET not in shown(caplog.records)
+
+
+async def test_the_users_own_use_of_httpx_is_logged_as_ever(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with serve_http(answering({})) as server:
+        await get(server.url)
+        before = len(caplog.records)
+        async with httpx.AsyncClient(trust_env=False) as client:
+            await client.get(f"{server.url}/theirs?q=1")
+    theirs = caplog.records[before:]
+    assert {"httpx", "httpcore.connection", "httpcore.http11"} <= {record.name for record in theirs}
+    assert "/theirs?q=1" in shown(theirs)
+
+
+async def test_every_logger_of_httpx_is_filtered() -> None:
+    async with serve_http(answering({})) as server:
+        await get(server.url)
+    speaking = [
+        logger
+        for name, logger in logging.root.manager.loggerDict.items()
+        if name.partition(".")[0] in ("httpx", "httpcore") and isinstance(logger, logging.Logger)
+    ]
+    parents = {"httpcore"}
+    assert {logger.name for logger in speaking if not logger.filters} <= parents
+    assert all(len(logger.filters) <= 1 for logger in speaking)
+
+
+async def test_a_request_is_logged_for_debugging_without_its_query(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="utcp_websocket_anyio")
+    async with serve_http(answering({})) as server:
+        await get(f"{server.url}/a?token={SECRET}")
+    assert f"test request: {server.url}/a answered with status 200" in caplog.messages

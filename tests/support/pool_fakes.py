@@ -1,0 +1,84 @@
+"""Connections that only have a state, for tests of the pool on its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from utcp_websocket_anyio.errors import WebSocketClosedError, WebSocketError
+
+
+@dataclass(frozen=True)
+class FakeConnectionPlan:
+    multiplex: bool = False
+    on_close: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class FakeEndpoint:
+    manual: str = "manual"
+    label: str = "ws://127.0.0.1/"
+    connection: FakeConnectionPlan = FakeConnectionPlan()
+
+
+@dataclass
+class FakePlan:
+    max_connections: int = 2
+    timeout: float = 5
+
+
+@dataclass
+class FakeWire:
+    bytes_sent: int = 1
+    bytes_received: int = 2
+
+
+class FakeConnection:
+    def __init__(self, plan: FakeConnectionPlan) -> None:
+        self.plan = plan
+        self.wire = FakeWire()
+        self.error: WebSocketError | None = None
+        self.retired = False
+        self.why = ""
+        self.unanswered = False
+        self.quiet = True
+        self.on_lost: Any = None
+        self.may_close = anyio.Event()
+        self.may_close.set()
+        self.closed = anyio.Event()
+
+    @property
+    def usable(self) -> bool:
+        return self.error is None and not self.retired
+
+    def start(self, task_group: Any, watch: Any) -> None:
+        pass
+
+    async def settle(self) -> None:
+        await checkpoint()
+        self.quiet = True
+
+    def retire(self, why: str) -> None:
+        self.retired = True
+        self.why = why
+
+    async def aclose(self) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.may_close.wait()
+        self.die(self.why)
+
+    def abort(self, why: str) -> None:
+        self.retired = True
+        self.die(why)
+
+    def die(self, why: str = "lost") -> None:
+        if self.error is None:
+            self.error = WebSocketClosedError(why)
+            self.closed.set()
+            self.on_lost(self)
+
+    async def wait_closed(self) -> None:
+        await self.closed.wait()

@@ -1,0 +1,44 @@
+"""What tests of the protocol object share: an entered object, a template, and a look at its pool."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+
+from support.peers import Peer
+from utcp_websocket_anyio import WebSocketCallTemplate, WebSocketCommunicationProtocol
+from utcp_websocket_anyio._connections.pool import Pool
+
+
+def template(url: str, **fields: Any) -> WebSocketCallTemplate:
+    return WebSocketCallTemplate(name="manual", url=url, **fields)
+
+
+def pool_of(protocol: WebSocketCommunicationProtocol) -> Pool:
+    assert protocol._pool is not None
+    return protocol._pool
+
+
+async def until_idle(protocol: WebSocketCommunicationProtocol, connections: int, *, every: float = 0.001) -> None:
+    """Wait until no call runs and that many connections are left."""
+    shown = f"<Pool [Connections: {connections} open, {connections} idle | Calls: 0 waiting]>"
+    while repr(pool_of(protocol)) != shown:
+        await anyio.sleep(every)
+
+
+@asynccontextmanager
+async def entered(seconds: float = 20) -> AsyncIterator[WebSocketCommunicationProtocol]:
+    """An entered protocol object, for so many seconds at most."""
+    with anyio.fail_after(seconds):
+        async with WebSocketCommunicationProtocol() as protocol:
+            yield protocol
+
+
+async def answer_everything(peer: Peer) -> None:
+    """Answers every message with itself."""
+    await peer.handshake()
+    while True:
+        await peer.send(await peer.receive())

@@ -1,0 +1,81 @@
+"""The floor plan, enforced: rooms import only downwards, and what waits in an event loop stays in the wire."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+import utcp_websocket_anyio
+
+ROOMS = [
+    ["_version", "errors"],
+    ["_net"],
+    ["_wire", "_templates"],
+    ["_connections"],
+    ["_calls"],
+    ["protocol", "_server"],
+    ["_client"],
+    ["__init__"],
+    ["cli", "__main__"],
+]
+"""From the bottom up. A room is a package, or a module at the top."""
+
+EVENT_LOOPS = {"asyncio", "picows", "trio", "trio_websocket", "uvloop", "websockets"}
+MAY_IMPORT_THEM = {
+    "_wire": {"asyncio", "picows", "trio", "websockets"},
+    "_server": {"asyncio", "trio", "trio_websocket", "websockets"},
+    "protocol": {"asyncio"},  # the host task of each event loop
+}
+
+PACKAGE = Path(utcp_websocket_anyio.__file__).parent
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+MODULES = {path.relative_to(PACKAGE).with_suffix("").parts: path for path in PACKAGE.rglob("*.py")}
+"""Modules by their place; a package's own is its `__init__`."""
+
+
+def dotted(module: tuple[str, ...]) -> str:
+    return ".".join(module)
+
+
+def imports(module: tuple[str, ...]) -> tuple[set[tuple[str, ...]], set[str]]:
+    """The modules of the package that a module imports, those only for its types included, and other packages."""
+    own: set[tuple[str, ...]] = set()
+    others: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            others |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            others.add((node.module or "").partition(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = (*module[: len(module) - node.level], *(node.module or "").split("."))
+            base = tuple(filter(None, base))
+            for alias in node.names:
+                candidates = [(*base, alias.name), base, (*base, "__init__")]
+                own.add(next(candidate for candidate in candidates if candidate in MODULES))
+    return own - {module}, others
+
+
+@pytest.mark.parametrize("module", sorted(MODULES), ids=dotted)
+def test_a_room_imports_only_from_itself_and_the_rooms_below(module: tuple[str, ...]) -> None:
+    own, _ = imports(module)
+    level = LEVEL[module[0]]
+    assert [dotted(other) for other in own if other[0] != module[0] and LEVEL[other[0]] >= level] == []
+
+
+@pytest.mark.parametrize("module", sorted(MODULES), ids=dotted)
+def test_only_the_wire_knows_event_loops(module: tuple[str, ...]) -> None:
+    _, others = imports(module)
+    assert others & EVENT_LOOPS <= MAY_IMPORT_THEM.get(module[0], set())
+
+
+@pytest.mark.parametrize("module", sorted(MODULES), ids=dotted)
+def test_what_a_module_says_it_offers_is_there(module: tuple[str, ...]) -> None:
+    name = dotted(("utcp_websocket_anyio", *module)).removesuffix(".__init__")
+    if module == ("__main__",):
+        return
+    loaded = importlib.import_module(name)
+    for public in getattr(loaded, "__all__", ()):
+        assert getattr(loaded, public) is not None

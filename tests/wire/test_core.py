@@ -1,0 +1,122 @@
+"""The protocol without I/O: what comes of the same bytes, however they are split on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support.peers import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, frame
+from websockets.utils import accept_key
+
+from utcp_websocket_anyio._wire import Target
+from utcp_websocket_anyio._wire._core import Session
+from utcp_websocket_anyio.errors import WebSocketProtocolError
+
+LIMIT = 1000
+WHOLE: list[tuple[bytes, str | bytes]] = [
+    (frame(TEXT, b"a"), "a"),
+    (frame(BINARY), b""),
+    (frame(TEXT, "é".encode() * 100), "é" * 100),
+    (frame(BINARY, bytes(LIMIT)), bytes(LIMIT)),
+    (bytes((0x81, 127)) + (3).to_bytes(8, "big") + b"abc", "abc"),
+    (frame(TEXT, b"b", fin=False) + frame(PING, b"p") + frame(CONTINUATION, b"c"), "bc"),
+    (bytes((0x89, 126, 0, 1)) + b"q" + frame(PONG, b"r") + frame(BINARY, b"d"), b"d"),
+]
+
+
+def opened(**settings: Any) -> Session:
+    session = Session(Target("ws://127.0.0.1/", "ws://127.0.0.1/", max_message_size=LIMIT, **settings))
+    key = session.to_send().partition(b"Sec-WebSocket-Key: ")[2].partition(b"\r\n")[0].decode()
+    session.feed(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        + f"Sec-WebSocket-Accept: {accept_key(key)}\r\n\r\n".encode()
+    )
+    assert session.is_open
+    return session
+
+
+def feed(session: Session, *pieces: bytes) -> None:
+    for piece in filter(None, pieces):
+        session.feed(piece)
+
+
+def test_wherever_the_bytes_are_split_the_messages_are_the_same_and_a_part_of_one_is_known() -> None:
+    data = b"".join(sent for sent, _ in WHOLE)
+    messages = [message for _, message in WHOLE]
+    ends = {0}
+    for sent, _ in WHOLE:
+        ends.add(max(ends) + len(sent))
+    ping, pong = len(bytes((0x89, 126, 0, 1)) + b"q"), len(frame(PONG, b"r"))
+    last = max(ends) - len(WHOLE[-1][0])
+    ends |= {last + ping, last + ping + pong}  # nothing of a message there
+    for split in range(len(data) + 1):
+        session = opened()
+        feed(session, data[:split])
+        received = list(session.messages)
+        session.messages.clear()
+        assert session.is_amid_message is (split not in ends), split
+        feed(session, data[split:])
+        assert received + list(session.messages) == messages
+        assert session.pongs == [b"r"]
+        assert session.closed is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_pieces_of_any_size_make_the_messages_that_were_sent(size: int) -> None:
+    data = b"".join(sent for sent, _ in WHOLE)
+    session = opened()
+    feed(session, *(data[start : start + size] for start in range(0, len(data), size)))
+    assert list(session.messages) == [message for _, message in WHOLE]
+    assert not session._partial
+
+
+VIOLATIONS = {
+    "masked": (b"\x81\x81abcde", 1002),
+    "masked and long": (b"\x81\xff" + bytes(20), 1002),
+    "reserved bits": (frame(TEXT, b"a", rsv=4), 1002),
+    "an opcode that is none": (frame(3, b"a"), 1002),
+    "a continuation of nothing": (frame(CONTINUATION, b"a"), 1002),
+    "a message inside another": (frame(TEXT, b"a", fin=False) + frame(TEXT, b"b"), 1002),
+    "a ping in fragments": (frame(PING, fin=False), 1002),
+    "a long ping": (frame(PING, bytes(126)), 1002),
+    "announced too long": (b"\x82\x7e" + (LIMIT + 1).to_bytes(2, "big"), 1009),
+    "announced longer than anything": (b"\x82\x7f" + b"\xff" * 8, 1009),
+    "too long in fragments": (frame(TEXT, bytes(LIMIT), fin=False) + frame(CONTINUATION, b"a"), 1009),
+    "no text": (frame(TEXT, b"a\xff"), 1007),
+    "no text in fragments": (frame(TEXT, b"a", fin=False) + frame(CONTINUATION, b"\xff"), 1007),
+}
+
+
+@pytest.mark.parametrize("what", VIOLATIONS)
+def test_wherever_the_bytes_are_split_a_violation_is_found_and_nothing_is_taken_after_it(what: str) -> None:
+    broken, code = VIOLATIONS[what]
+    data = frame(TEXT, b"before") + broken
+    for split in range(len(data) + 1):
+        session = opened()
+        feed(session, data[:split], data[split:] + frame(TEXT, b"after"))
+        feed(session, frame(TEXT, b"long after"))
+        assert list(session.messages) == ["before"]
+        assert isinstance(session.closed, WebSocketProtocolError)
+        answer = session.to_send()
+        assert answer[0] == 0x80 | CLOSE
+        key, payload = answer[2:6], answer[6:8]
+        assert bytes(a ^ b for a, b in zip(payload, key, strict=False)) == code.to_bytes(2, "big")
+
+
+def test_what_is_only_announced_takes_no_memory() -> None:
+    session = opened()
+    session.feed(b"\x82\x7e" + LIMIT.to_bytes(2, "big") + bytes(10))
+    assert len(session._partial) == 10
+    assert session.is_amid_message
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536, 3 * 256 * 1024 + 1])
+def test_a_message_is_one_masked_frame_however_many_pieces_it_is_sent_in(size: int) -> None:
+    payload = bytes(range(256)) * (size // 256 + 1)
+    sent = b"".join(opened().message(payload[:size]))
+    header = 2 if size < 126 else 4 if size < 2**16 else 10
+    unmasked = bytes((sent[0], sent[1] & 0x7F)) + sent[2:header]
+    key, masked = sent[header : header + 4], sent[header + 4 :]
+    assert sent[1] & 0x80
+    keys = int.from_bytes((key * (size // 4 + 1))[:size], "big")
+    assert unmasked + (int.from_bytes(masked, "big") ^ keys).to_bytes(size, "big") == frame(BINARY, payload[:size])
