@@ -29,7 +29,7 @@ from ._calls.request import prepare
 from ._calls.streams import ResponseStream
 from ._connections.connector import Connector
 from ._connections.pool import Pool
-from ._connections.statistics import Statistics, Tally
+from ._connections.statistics import Counters, Statistics
 from ._templates.call_template import WebSocketCallTemplate
 from .errors import MissingArgumentError, WebSocketError
 
@@ -61,8 +61,8 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
     """
 
     def __init__(self, *, ssl_context: ssl.SSLContext | None = None) -> None:
-        self._tally = Tally()
-        self._connector = Connector(ssl_context, self._tally)
+        self._counters = Counters()
+        self._connector = Connector(ssl_context, self._counters)
         self._pool: Pool | None = None
         self._token: object = None
         self._thread: int | None = None
@@ -92,8 +92,8 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         """The one task group of this object, with the pool in it."""
         failure: BaseException | None = None
         async with anyio.create_task_group() as task_group:
-            self._pool = pool = Pool(task_group, self._connector.connect, self._tally)
-            task_group.start_soon(pool.watch.run)
+            self._pool = pool = Pool(task_group, self._connector.connect, self._counters)
+            task_group.start_soon(pool.deadlines.run)
             try:
                 yield
                 self._closed = True
@@ -182,7 +182,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
     def statistics(self) -> Statistics:
         """What this object has and has done so far."""
         if self._pool is None:
-            return Statistics(calls=self._tally.calls, errors=self._tally.errors)
+            return Statistics(calls=self._counters.calls, errors=self._counters.errors)
         return self._pool.statistics()
 
     # UTCP's interface
@@ -249,7 +249,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
             exchange = await self._exchange_for(caller, tool_name, tool_args, tool_call_template, streaming=False)
             return await exchange.collect()
         except WebSocketError as error:
-            self._tally.failed(error)
+            self._counters.failed(error)
             raise
 
     def call_tool_streaming(  # type: ignore[override]
@@ -268,7 +268,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         async def start() -> Exchange:
             return await self._exchange_for(caller, tool_name, tool_args, tool_call_template, streaming=True)
 
-        return ResponseStream(start, self._tally.failed)
+        return ResponseStream(start, self._counters.failed)
 
     async def _exchange_for(
         self,
@@ -281,7 +281,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
     ) -> Exchange:
         template = _websocket(tool_call_template)
         plan = template.plan
-        self._tally.calls += 1
+        self._counters.calls += 1
         pool = self._pool
         if pool is None or self._closed or not self._is_here():
             pool = await self._running_pool()

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from utcp_websocket_anyio._calls.responses import END, SKIP, Judge
+from utcp_websocket_anyio._calls.responses import END, SKIP, ResponseClassifier
 from utcp_websocket_anyio._templates.call_template import WebSocketCallTemplate
 from utcp_websocket_anyio._templates.received import Message, ResponseError
-from utcp_websocket_anyio._templates.values import Values
+from utcp_websocket_anyio._templates.values import RenderContext
 from utcp_websocket_anyio.errors import WebSocketToolError
 
 LABEL = "wss://example.com/"
@@ -20,10 +20,12 @@ MINE = "the call's own"
 def judged(data: Any, *, streaming: bool = False, open_ended: bool = False, **fields: Any) -> Any:
     """The verdict on a message; what is neither str nor bytes comes as JSON, with `MINE` for the call's uuid."""
     plan = WebSocketCallTemplate.model_validate({"name": "manual", "url": LABEL, **fields}).plan
-    values = Values({"a": 1}, "tool")
+    values = RenderContext({"a": 1}, "tool")
     if isinstance(data, (dict, list)):
         data = json.dumps(data).replace(MINE, values.uuid)
-    return Judge(plan, values, streaming=streaming, open_ended=open_ended, label=LABEL).judge(Message(data))
+    return ResponseClassifier(plan, values, streaming=streaming, open_ended=open_ended, display_url=LABEL).classify(
+        Message(data)
+    )
 
 
 # The order of the filters

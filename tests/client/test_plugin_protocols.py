@@ -187,7 +187,7 @@ async def test_an_error_of_a_call_comes_out_as_it_is() -> None:
         async with open_client(config(manual())) as client:
             with pytest.raises(LookupError, match="nobody home"):
                 await client.call_tool("m.tool", {})
-            assert repr(client._protocol_for("fake")) == "<ForeignProtocol fake: NeedsAsyncio>"
+            assert repr(client._protocol_for("fake")) == "<PluginProtocolAdapter fake: NeedsAsyncio>"
 
 
 async def test_what_a_failed_registration_says_is_in_its_result(caplog: pytest.LogCaptureFixture) -> None:

@@ -30,7 +30,7 @@ def tool(name: str, description: str = "") -> Tool:
     return Tool(name=name, description=description, inputs=inputs, tags=["a"], tool_call_template=template("t"))
 
 
-async def filled(**manuals: list[str]) -> AnyioToolRepository:
+async def render_text(**manuals: list[str]) -> AnyioToolRepository:
     repository = AnyioToolRepository()
     for name, tools in manuals.items():
         await repository.save_manual(template(name), UtcpManual(tools=[tool(tool_name) for tool_name in tools]))
@@ -68,7 +68,7 @@ async def the_manuals(repository: AnyioToolRepository) -> Any:
 
 @pytest.mark.parametrize("get", [the_tool, the_tools, the_manuals_tools, the_manual, the_manuals])
 async def test_what_it_hands_out_cannot_alter_a_stored_tool(get: Get) -> None:
-    repository = await filled(m=["m.a"])
+    repository = await render_text(m=["m.a"])
     before = (await get(repository)).model_dump()
     handed_out = await get(repository)
     handed_out.name = "other"
@@ -80,7 +80,7 @@ async def test_what_it_hands_out_cannot_alter_a_stored_tool(get: Get) -> None:
 
 
 async def test_what_it_hands_out_cannot_alter_a_stored_call_template() -> None:
-    repository = await filled(m=["m.a"])
+    repository = await render_text(m=["m.a"])
     for handed_out in (
         await repository.get_manual_call_template("m"),
         (await repository.get_manual_call_templates())[0],
@@ -103,7 +103,7 @@ async def test_what_was_given_to_it_can_be_altered_without_altering_what_is_stor
 
 
 async def test_what_is_not_there_is_none_or_false() -> None:
-    repository = await filled(m=["m.a"])
+    repository = await render_text(m=["m.a"])
     assert await repository.get_tool("m.b") is None
     assert await repository.get_manual("n") is None
     assert await repository.get_tools_by_manual("n") is None
@@ -114,7 +114,7 @@ async def test_what_is_not_there_is_none_or_false() -> None:
 
 
 async def test_a_manual_saved_again_replaces_its_tools() -> None:
-    repository = await filled(m=["m.a", "m.b"], n=["n.a"])
+    repository = await render_text(m=["m.a", "m.b"], n=["n.a"])
     await repository.save_manual(template("m"), UtcpManual(tools=[tool("m.b", "new"), tool("m.c")]))
     assert await names(repository) == ["m.b", "m.c", "n.a"]
     found = await repository.get_tool("m.b")
@@ -123,7 +123,7 @@ async def test_a_manual_saved_again_replaces_its_tools() -> None:
 
 
 async def test_a_removed_manual_takes_its_tools_with_it() -> None:
-    repository = await filled(m=["m.a"], n=["n.a"])
+    repository = await render_text(m=["m.a"], n=["n.a"])
     assert await repository.remove_manual("m")
     assert await names(repository) == ["n.a"]
     assert [found.name for found in await repository.get_manual_call_templates()] == ["n"]
@@ -131,13 +131,13 @@ async def test_a_removed_manual_takes_its_tools_with_it() -> None:
 
 
 async def test_removing_a_manual_leaves_a_tool_that_another_manual_stored_under_the_same_name() -> None:
-    repository = await filled(m=["tool"], n=["tool"])
+    repository = await render_text(m=["tool"], n=["tool"])
     assert await repository.remove_manual("m")
     assert await names(repository) == ["tool"]
 
 
 async def test_a_removed_tool_is_gone_from_its_manual() -> None:
-    repository = await filled(m=["m.a", "m.b"])
+    repository = await render_text(m=["m.a", "m.b"])
     assert await repository.remove_tool("m.a")
     assert [found.name for found in await repository.get_tools_by_manual("m") or []] == ["m.b"]
     assert await names(repository) == ["m.b"]
@@ -157,13 +157,13 @@ async def test_on_the_contents_of_cores_repository_it_and_core_see_the_same() ->
 
 
 async def test_its_repr_says_how_much_is_in_it() -> None:
-    assert repr(await filled(m=["m.a", "m.b"])) == "<AnyioToolRepository 1 manuals, 2 tools>"
+    assert repr(await render_text(m=["m.a", "m.b"])) == "<AnyioToolRepository 1 manuals, 2 tools>"
 
 
 def test_no_method_is_a_checkpoint() -> None:
     async def use_all() -> None:
         with trio.testing.assert_no_checkpoints():
-            repository = await filled(m=["m.a", "m.b"])
+            repository = await render_text(m=["m.a", "m.b"])
             for get in (the_tool, the_tools, the_manuals_tools, the_manual, the_manuals):
                 await get(repository)
             await repository.get_manual_call_template("m")

@@ -10,10 +10,10 @@ from typing import Any, cast
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from support.pool_fakes import FakeConnection, FakeConnectionPlan, FakeEndpoint, FakePlan
+from support.pool_fakes import FakeConnection, FakeConnectionSettings, FakeEndpoint, FakePlan
 
 from utcp_websocket_anyio._connections.pool import Pool
-from utcp_websocket_anyio._connections.statistics import Tally
+from utcp_websocket_anyio._connections.statistics import Counters
 from utcp_websocket_anyio.errors import (
     WebSocketClosedError,
     WebSocketConnectionError,
@@ -50,7 +50,7 @@ class Opener:
 async def pool_with(opener: Opener) -> AsyncIterator[Pool]:
     with anyio.fail_after(10):
         async with anyio.create_task_group() as task_group:
-            pool = Pool(task_group, cast(Any, opener), Tally())
+            pool = Pool(task_group, cast(Any, opener), Counters())
             yield pool
             await pool.aclose()
             assert repr(pool) == "<Pool [Connections: 0 open, 0 idle | Calls: 0 waiting]>"
@@ -300,7 +300,7 @@ async def test_after_an_unanswered_request_only_who_expects_no_answer_gets_the_c
 
 async def test_a_shared_connection_is_opened_once_for_all_who_come_meanwhile() -> None:
     opener = Opener(gate=anyio.Event())
-    endpoint = cast(Any, FakeEndpoint(connection=FakeConnectionPlan(multiplex=True)))
+    endpoint = cast(Any, FakeEndpoint(connection=FakeConnectionSettings(multiplex=True)))
     plan = FakePlan(max_connections=1)
     got: list[Any] = []
     async with pool_with(opener) as pool:
@@ -319,7 +319,7 @@ async def test_a_shared_connection_is_opened_once_for_all_who_come_meanwhile() -
 
 async def test_when_the_one_who_opens_a_shared_connection_is_cancelled_the_next_opens_it() -> None:
     opener = Opener(gate=anyio.Event())
-    endpoint = cast(Any, FakeEndpoint(connection=FakeConnectionPlan(multiplex=True)))
+    endpoint = cast(Any, FakeEndpoint(connection=FakeConnectionSettings(multiplex=True)))
     plan = FakePlan(max_connections=1)
     got: list[Any] = []
     async with pool_with(opener) as pool:
@@ -348,7 +348,7 @@ async def test_when_the_one_who_opens_a_shared_connection_is_cancelled_the_next_
 
 async def test_when_a_shared_connection_cannot_be_opened_everyone_who_waits_hears_it() -> None:
     opener = Opener(gate=anyio.Event(), failure=WebSocketConnectionError("no"))
-    endpoint = cast(Any, FakeEndpoint(connection=FakeConnectionPlan(multiplex=True)))
+    endpoint = cast(Any, FakeEndpoint(connection=FakeConnectionSettings(multiplex=True)))
     failures: list[BaseException] = []
     async with pool_with(opener) as pool:
 
@@ -407,7 +407,10 @@ async def test_closing_fails_who_waits_and_who_connects() -> None:
 
 async def test_a_cancelled_block_aborts_all_but_the_connections_that_say_farewell() -> None:
     opener = Opener()
-    plain, polite = cast(Any, FakeEndpoint()), cast(Any, FakeEndpoint(connection=FakeConnectionPlan(on_close=("bye",))))
+    plain, polite = (
+        cast(Any, FakeEndpoint()),
+        cast(Any, FakeEndpoint(connection=FakeConnectionSettings(on_close=("bye",)))),
+    )
     async with pool_with(opener) as pool:
         first, second = await get(pool, plain), await get(pool, polite)
         second.may_close = anyio.Event()

@@ -18,7 +18,7 @@ from support.pool_fakes import FakeConnection, FakeEndpoint, FakePlan
 
 from utcp_websocket_anyio import WebSocketClosedError, WebSocketConnectionError
 from utcp_websocket_anyio._connections.pool import Pool
-from utcp_websocket_anyio._connections.statistics import Tally
+from utcp_websocket_anyio._connections.statistics import Counters
 
 CAPACITY = 2
 
@@ -58,7 +58,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     async def live(self) -> None:
         async with anyio.create_task_group() as task_group:
-            self.pool = Pool(task_group, cast(Any, self.connect), Tally())
+            self.pool = Pool(task_group, cast(Any, self.connect), Counters())
             await self.end.wait()
             await self.pool.aclose()
 

@@ -12,7 +12,7 @@ from utcp_websocket_anyio.errors import WebSocketClosedError, WebSocketError
 
 
 @dataclass(frozen=True)
-class FakeConnectionPlan:
+class FakeConnectionSettings:
     multiplex: bool = False
     on_close: tuple[Any, ...] = ()
 
@@ -20,8 +20,8 @@ class FakeConnectionPlan:
 @dataclass(frozen=True)
 class FakeEndpoint:
     manual: str = "manual"
-    label: str = "ws://127.0.0.1/"
-    connection: FakeConnectionPlan = FakeConnectionPlan()
+    display_url: str = "ws://127.0.0.1/"
+    connection: FakeConnectionSettings = FakeConnectionSettings()
 
 
 @dataclass
@@ -37,7 +37,7 @@ class FakeWire:
 
 
 class FakeConnection:
-    def __init__(self, plan: FakeConnectionPlan) -> None:
+    def __init__(self, plan: FakeConnectionSettings) -> None:
         self.plan = plan
         self.wire = FakeWire()
         self.error: WebSocketError | None = None
@@ -54,7 +54,7 @@ class FakeConnection:
     def usable(self) -> bool:
         return self.error is None and not self.retired
 
-    def start(self, task_group: Any, watch: Any) -> None:
+    def start(self, task_group: Any, deadlines: Any) -> None:
         pass
 
     async def settle(self) -> None:

@@ -25,7 +25,7 @@ from utcp_websocket_anyio._templates.call_template import (
     declare_tool_inputs,
 )
 from utcp_websocket_anyio._templates.plan import Endpoint
-from utcp_websocket_anyio._templates.values import Template, Values
+from utcp_websocket_anyio._templates.values import RenderContext, Template
 
 BASE: dict[str, Any] = {"name": "manual", "call_template_type": "websocket", "url": "wss://example.com/tools"}
 FILTER = {"type": "a", "id": {"$in": [1, None]}}
@@ -714,7 +714,7 @@ def test_the_steps_of_a_plan_have_their_parts_in_order() -> None:
 def test_a_response_timeout_with_placeholders_stays_a_template() -> None:
     found = template(response_timeout="{{args.a}}").plan.response_timeout
     assert isinstance(found, Template)
-    assert found.render(Values({"a": 3}, "tool")) == 3
+    assert found.render(RenderContext({"a": 3}, "tool")) == 3
 
 
 @pytest.mark.parametrize(
@@ -807,7 +807,7 @@ def test_a_plan_is_of_the_template_as_it_is_now() -> None:
     built.message["a"].append(2)
     assert built.plan is not first
     assert built.plan.message is not None
-    assert built.plan.message.encode(Values({}, "tool")) == '{"a": [1, 2]}'
+    assert built.plan.message.encode(RenderContext({}, "tool")) == '{"a": [1, 2]}'
     built.message["a"].pop()
     assert built.plan is first
     assert isinstance(built.auth, ApiKeyAuth)
@@ -816,7 +816,7 @@ def test_a_plan_is_of_the_template_as_it_is_now() -> None:
     assert built.plan.auth == api_key("other")
     assert first.auth == api_key("k")
     assert first.message is not None
-    assert first.message.encode(Values({}, "tool")) == '{"a": [1]}'
+    assert first.message.encode(RenderContext({}, "tool")) == '{"a": [1]}'
 
 
 def test_templates_are_equal_when_their_fields_are() -> None:
@@ -849,13 +849,13 @@ def test_copies_of_a_template_are_independent_and_compile_what_they_hold() -> No
     built = template(message={"a": "{{args.a}}"})
     updated = built.model_copy(update={"message": "b"})
     assert updated.plan.message is not None
-    assert updated.plan.message.encode(Values({}, "tool")) == "b"
+    assert updated.plan.message.encode(RenderContext({}, "tool")) == "b"
     deep = copy.deepcopy(built)
     assert deep == built
     assert isinstance(deep.message, dict)
     deep.message["a"] = "c"
     assert deep.plan.message is not None
-    assert deep.plan.message.encode(Values({}, "tool")) == '{"a": "c"}'
+    assert deep.plan.message.encode(RenderContext({}, "tool")) == '{"a": "c"}'
     assert built.plan.arguments == {"a"}
 
 
@@ -913,6 +913,6 @@ def test_an_endpoint_shows_no_query() -> None:
 
 def test_white_space_in_a_placeholder_of_a_url_is_fine_and_elsewhere_is_not() -> None:
     spaced = WebSocketCallTemplate(name="m", url="wss://h/{{ args.a }}?q={{ args.b | urlencode }}")
-    assert spaced.plan.url.render(Values({"a": "x y", "b": "z"}, "t")) == "wss://h/x%20y?q=z"
+    assert spaced.plan.url.render(RenderContext({"a": "x y", "b": "z"}, "t")) == "wss://h/x%20y?q=z"
     with pytest.raises(ValidationError, match="url"):
         WebSocketCallTemplate(name="m", url="wss://h/a b/{{ args.a }}")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from utcp_websocket_anyio._templates.extraction import compile_extraction
 from utcp_websocket_anyio._templates.filters import MISSING, compile_filter, lookup
 from utcp_websocket_anyio._templates.received import Message, ResponseError
-from utcp_websocket_anyio._templates.values import Values
+from utcp_websocket_anyio._templates.values import RenderContext
 
 CATASTROPHIC = r"^(a|aa)+$"
 LONG = "a" * 60 + "b"
@@ -34,8 +34,8 @@ pattern_text = st.text() | st.lists(
 ).map("".join)
 
 
-def values(*, call_id: int = 0, captured: dict[str, Any] | None = None, **args: Any) -> Values:
-    result = Values(args, "tool").for_step(call_id)
+def values(*, call_id: int = 0, captured: dict[str, Any] | None = None, **args: Any) -> RenderContext:
+    result = RenderContext(args, "tool").for_step(call_id)
     result.captured = captured or {}
     return result
 

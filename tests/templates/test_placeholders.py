@@ -22,7 +22,7 @@ from utcp_websocket_anyio._templates.messages import BoundMessage, compile_messa
 from utcp_websocket_anyio._templates.received import Message
 from utcp_websocket_anyio._templates.urls import compile_url
 from utcp_websocket_anyio._templates.values import (
-    Values,
+    RenderContext,
     compile_template,
     declare_inputs,
     encode_arguments,
@@ -84,8 +84,8 @@ hostile = hostile_text | json_values
 
 def values(
     tool_name: str = "tool", /, *, call_id: int = 0, captured: dict[str, Any] | None = None, **args: Any
-) -> Values:
-    result = Values(args, tool_name).for_step(call_id)
+) -> RenderContext:
+    result = RenderContext(args, tool_name).for_step(call_id)
     result.captured = captured or {}
     return result
 
@@ -161,7 +161,7 @@ def test_placeholders_work_at_any_depth_and_keep_their_type_there() -> None:
 
 
 def test_the_uuid_is_one_uuid4_per_call_in_every_place_of_it() -> None:
-    call = Values({}, "tool")
+    call = RenderContext({}, "tool")
     message = compile_message({"id": "{{uuid}}", "again": ["<{{uuid}}>"]}, "message")
     first = json.loads(message.encode(call))
     assert uuid.UUID(first["id"]).version == 4
@@ -170,7 +170,7 @@ def test_the_uuid_is_one_uuid4_per_call_in_every_place_of_it() -> None:
     assert json.loads(message.encode(call.for_step(7)))["id"] == first["id"]
     response = Message(json.dumps({"id": first["id"]}))
     assert compile_filter({"id": "{{uuid}}"}, "message_filter").matches(response, call)
-    assert json.loads(message.encode(Values({}, "tool")))["id"] != first["id"]
+    assert json.loads(message.encode(RenderContext({}, "tool")))["id"] != first["id"]
 
 
 def test_the_call_id_is_an_integer_when_alone_and_the_same_in_a_message_and_its_filters() -> None:
@@ -186,7 +186,7 @@ def test_the_call_id_is_an_integer_when_alone_and_the_same_in_a_message_and_its_
 
 
 def test_now_is_the_time_of_the_call_in_utc_with_a_z() -> None:
-    call = Values({}, "tool")
+    call = RenderContext({}, "tool")
     now = compile_template("{{now}}", "message").render(call)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", now)
     said = datetime.fromisoformat(now.replace("Z", "+00:00"))

@@ -4,8 +4,8 @@ What each message means is decided elsewhere (`verdict`). There are two ways to 
 and the `open`/`next` pair for a stream, and two ways for messages to come: an exclusive exchange takes them from its
 connection itself, a multiplexed one is offered them by the router and keeps its verdicts in a bounded `Mailbox`.
 
-What ends an exchange from outside, its deadline (see `watch`) or somebody who closes its connection, is recorded in it,
-and the wait that it is in is interrupted.
+What ends an exchange from outside, its deadline (see `deadlines`) or somebody who closes its connection, is recorded in
+it, and the wait that it is in is interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import anyio
 import anyio.lowlevel
 
 from .._connections.mailbox import Mailbox, Raised
-from .._connections.steps import converse
+from .._connections.steps import run_steps
 from .._templates.received import Message, ResponseError
 from .._wire import Interrupted
 from ..errors import (
@@ -28,14 +28,14 @@ from ..errors import (
     WebSocketTimeoutError,
     WebSocketToolError,
 )
-from .responses import END, SKIP, Judge
+from .responses import END, SKIP, ResponseClassifier
 
 if TYPE_CHECKING:
     from .._connections.connection import Connection
     from .._connections.outbox import Outgoing
     from .._connections.pool import Pool
     from .._templates.plan import Step
-    from .._templates.values import Values
+    from .._templates.values import RenderContext
     from .request import Request
 
 __all__ = ["Exchange"]
@@ -62,7 +62,7 @@ class Exchange:
     _over = False
     _reusable = False
     # What follows is for a shared connection, where messages come whether they are awaited or not.
-    _step: tuple[Step, Values] | None = None
+    _step: tuple[Step, RenderContext] | None = None
     _listening = False
     _outgoing: Outgoing | None = None
 
@@ -73,8 +73,12 @@ class Exchange:
         self._endpoint = request.endpoint
         self._pool = pool
         self._expected = self._remaining = expected = plan.expected(streaming=streaming)
-        self._judge = Judge(
-            plan, request.values, streaming=streaming, open_ended=expected is None, label=request.endpoint.label
+        self._classifier = ResponseClassifier(
+            plan,
+            request.values,
+            streaming=streaming,
+            open_ended=expected is None,
+            display_url=request.endpoint.display_url,
         )
         self._shared = plan.connection.multiplex
         if self._shared:
@@ -112,7 +116,7 @@ class Exchange:
             connection.attach(self)
         self._connection = connection
         self.deadline = connection.wire.current_time() + self._request.timeout
-        self._pool.watch.add(self)
+        self._pool.deadlines.add(self)
         try:
             await self._begin(connection)
         except (Interrupted, WebSocketClosedError):
@@ -140,7 +144,7 @@ class Exchange:
             else:
                 assert self._connection is not None
                 message = self._connection.receive_nowait()
-                verdict = None if message is None else self._judged(message)
+                verdict = None if message is None else self._classified(message)
             if verdict is None:
                 return SKIP
             if verdict is not SKIP:
@@ -152,12 +156,12 @@ class Exchange:
         if self._shared or self._remaining is not None or self._stopped or self._over or self._connection is None:
             return None
         messages = self._connection.take_nowait()
-        if messages is None or self._judge.takes_all(messages):
+        if messages is None or self._classifier.takes_all(messages):
             return messages
         responses: deque[Any] = deque()
         try:
             for data in messages:
-                verdict = self._judged(Message(data))
+                verdict = self._classified(Message(data))
                 if verdict is END:
                     self._counted(END)
                     break
@@ -172,7 +176,7 @@ class Exchange:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        self._pool.watch.discard(self)
+        self._pool.deadlines.discard(self)
         if self._shared:
             connection.leave(self)
             if self._outgoing is not None:
@@ -190,14 +194,14 @@ class Exchange:
 
     async def _begin(self, connection: Connection) -> None:
         plan = self._plan
-        self._values.captured = captured = connection.dialogue.captured
+        self._values.captured = captured = connection.script.captured
         if self._shared:
             connection.calls += 1
             self._values.captured = ChainMap({}, captured)
         if plan.before:
             await self._converse(connection)
         if plan.uses_call_id:
-            self._values.call_id = connection.dialogue.next_call_id()
+            self._values.call_id = connection.script.next_call_id()
         if self._shared:
             await self._post(connection)
         elif not plan.listen_only:
@@ -229,19 +233,19 @@ class Exchange:
     async def _converse(self, connection: Connection) -> None:
         if self._shared:
             connection.join(self)
-        await converse(
+        await run_steps(
             self._plan.before,
-            values=lambda: self._values.for_step(connection.dialogue.next_call_id()),
+            values=lambda: self._values.for_step(connection.script.next_call_id()),
             send=self._send,
             receive=self._mailbox.take if self._shared else lambda: connection.receive(self),
             captured=self._values.captured,
             rejected=lambda index, message: WebSocketToolError(
                 f"the endpoint rejected the step before[{index}]",
                 response=message.content(),
-                endpoint=self._endpoint.label,
+                endpoint=self._endpoint.display_url,
             ),
             waiting=self._wait_for_step,
-            label=self._endpoint.label,
+            display_url=self._endpoint.display_url,
         )
 
     async def _send(self, data: str | bytes) -> None:
@@ -280,7 +284,7 @@ class Exchange:
             raise WebSocketTimeoutError(
                 f"no complete response within {self._request.timeout:g} s",
                 phase="response",
-                endpoint=self._endpoint.label,
+                endpoint=self._endpoint.display_url,
             )
         self._over = True
         return END
@@ -315,7 +319,7 @@ class Exchange:
         try:
             if self._shared:
                 return await self._mailbox.take()
-            return self._judged(await self._connection.receive(self))
+            return self._classified(await self._connection.receive(self))
         except WebSocketClosedError as error:
             if not self._ends_well(error):
                 raise
@@ -339,12 +343,12 @@ class Exchange:
             self._over = self._reusable = self._remaining == 0
         return verdict
 
-    def _judged(self, message: Message) -> Any:
+    def _classified(self, message: Message) -> Any:
         try:
-            return self._judge.judge(message)
+            return self._classifier.classify(message)
         except ResponseError as error:
             fault = str(error)
-        raise WebSocketProtocolError(fault, endpoint=self._endpoint.label)
+        raise WebSocketProtocolError(fault, endpoint=self._endpoint.display_url)
 
     # As the recipient of a shared connection, or the user of an exclusive one that is closed on this side
 
@@ -355,14 +359,14 @@ class Exchange:
         except WebSocketError as error:
             verdict = Raised(error)
         except (ResponseError, ValueError) as error:
-            verdict = Raised(WebSocketProtocolError(str(error), endpoint=self._endpoint.label))
+            verdict = Raised(WebSocketProtocolError(str(error), endpoint=self._endpoint.display_url))
         if verdict is SKIP or self._stopped:
             return
         size = len(message.data)
         if not self._mailbox.has_room_for(size):
             fault = f"{len(self._mailbox)} responses wait to be taken; the stream was read too slowly"
             self._mailbox.clear()
-            verdict = Raised(WebSocketProtocolError(fault, endpoint=self._endpoint.label))
+            verdict = Raised(WebSocketProtocolError(fault, endpoint=self._endpoint.display_url))
             self._listening = False
         self._mailbox.put(verdict, size)
 
@@ -377,7 +381,7 @@ class Exchange:
 
     def _offered(self, message: Message) -> Any:
         if self._step is None:
-            return self._judge.judge(message) if self._listening else SKIP
+            return self._classifier.classify(message) if self._listening else SKIP
         step, values = self._step
         assert step.expect is not None
         if not (step.expect.matches(message, values) or (step.reject and step.reject.matches(message, values))):
@@ -387,6 +391,6 @@ class Exchange:
         self._listening = self._plan.listen_only and step is self._plan.before[-1]
         return message
 
-    def _wait_for_step(self, step: Step, values: Values) -> None:
+    def _wait_for_step(self, step: Step, values: RenderContext) -> None:
         self._step = None if step.expect is None else (step, values)
         self._listening = self._plan.listen_only and step.expect is None and step is self._plan.before[-1]

@@ -14,7 +14,7 @@ from .._net.security import check_header
 from .._templates.messages import BoundMessage
 from .._templates.placeholders import text_of
 from .._templates.plan import Endpoint, Plan
-from .._templates.values import Template, Values, encode_arguments, render_number
+from .._templates.values import RenderContext, Template, encode_arguments, render_number
 from ..errors import MissingArgumentError, WebSocketProtocolError
 
 __all__ = ["Request", "prepare"]
@@ -31,7 +31,7 @@ class Request:
     """
 
     plan: Plan
-    values: Values
+    values: RenderContext
     endpoint: Endpoint
     message: str | bytes | BoundMessage | None
     timeout: float
@@ -50,7 +50,7 @@ class Request:
             return message.encode(self.values)
         except ValueError as error:
             fault = str(error)
-        raise WebSocketProtocolError(fault, endpoint=self.endpoint.label)
+        raise WebSocketProtocolError(fault, endpoint=self.endpoint.display_url)
 
 
 def prepare(plan: Plan, tool: str, arguments: Mapping[str, Any], *, manual: str) -> Request:
@@ -68,9 +68,9 @@ def prepare(plan: Plan, tool: str, arguments: Mapping[str, Any], *, manual: str)
         missing = plan.arguments - arguments.keys()
         if missing:
             raise MissingArgumentError(missing)
-    values = Values(arguments, tool)
+    values = RenderContext(arguments, tool)
     for filter_ in plan.argument_filters:
-        filter_.check(values.rehearsal())
+        filter_.check(values.dry_run())
     timeout = plan.response_timeout
     return Request(
         plan,
@@ -81,7 +81,7 @@ def prepare(plan: Plan, tool: str, arguments: Mapping[str, Any], *, manual: str)
     )
 
 
-def _endpoint(plan: Plan, values: Values, manual: str) -> Endpoint:
+def _endpoint(plan: Plan, values: RenderContext, manual: str) -> Endpoint:
     known = plan.endpoints.get(manual)
     if known is not None:
         return known
@@ -108,10 +108,10 @@ def _headers(plan: Plan, arguments: Mapping[str, Any]) -> tuple[tuple[str, str],
     return (*(header for header in plan.headers if header[0].lower() not in taken), *own)
 
 
-def _message(plan: Plan, values: Values) -> str | bytes | BoundMessage | None:
+def _message(plan: Plan, values: RenderContext) -> str | bytes | BoundMessage | None:
     for step in plan.before:
         if step.send is not None:
-            step.send.encode(values.rehearsal())
+            step.send.encode(values.dry_run())
     if plan.listen_only:
         return None
     if plan.message is None:

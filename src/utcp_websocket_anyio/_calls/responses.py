@@ -14,9 +14,9 @@ from ..errors import WebSocketToolError
 
 if TYPE_CHECKING:
     from .._templates.plan import Plan
-    from .._templates.values import Values
+    from .._templates.values import RenderContext
 
-__all__ = ["END", "SKIP", "Judge", "Mark"]
+__all__ = ["END", "SKIP", "Mark", "ResponseClassifier"]
 
 _ENVELOPES = ("tool_response", "tool_error", "stream_end")
 
@@ -32,27 +32,29 @@ SKIP: Literal[Mark.SKIP] = Mark.SKIP
 END: Literal[Mark.END] = Mark.END
 
 
-class Judge:
+class ResponseClassifier:
     """Reads messages by the rules of one call.
 
     Args:
         streaming: Whether responses are taken one by one, and an envelope needs no `request_id`.
         open_ended: Whether a message can be the end.
-        label: The endpoint, for errors.
+        display_url: The endpoint, for errors.
     """
 
-    def __init__(self, plan: Plan, values: Values, *, streaming: bool, open_ended: bool, label: str) -> None:
+    def __init__(
+        self, plan: Plan, values: RenderContext, *, streaming: bool, open_ended: bool, display_url: str
+    ) -> None:
         self._plan = plan
         self._values = values
         self._streaming = streaming
         self._end: Mark = END if open_ended else SKIP
-        self._label = label
+        self._display_url = display_url
 
     def takes_all(self, messages: Collection[str | bytes]) -> bool:
         """Whether each of the messages is a response just as it is; False also where that takes a closer look."""
         return self._plan.takes_messages_as_they_are and not any(map(_may_be_envelope, messages))
 
-    def judge(self, message: Message) -> Any:
+    def classify(self, message: Message) -> Any:
         """What a message means: `SKIP`, `END`, or a response as the caller gets it.
 
         Raises:
@@ -98,7 +100,7 @@ class Judge:
         return WebSocketToolError(
             "the tool answered with an error; see .response",
             response=message.content(),
-            endpoint=self._label,
+            endpoint=self._display_url,
         )
 
 

@@ -40,7 +40,7 @@ from .._calls.tool_stream import ToolStream
 from ..errors import WebSocketError
 from ..protocol import WebSocketCommunicationProtocol
 from .config import Config, load_config
-from .plugin_protocols import ForeignProtocol
+from .plugin_protocols import PluginProtocolAdapter
 from .repository import AnyioToolRepository
 from .template_cache import ResolvedTemplates
 
@@ -353,7 +353,7 @@ async def _settle(calls: Sequence[Callable[[], Awaitable[Result]]]) -> list[Resu
 def _surrounded(protocol: CommunicationProtocol, call_template_type: str) -> CommunicationProtocol:
     if isinstance(protocol, WebSocketCommunicationProtocol):
         return protocol
-    return ForeignProtocol(protocol, call_template_type)
+    return PluginProtocolAdapter(protocol, call_template_type)
 
 
 def _directory(root_dir: str | os.PathLike[str] | None) -> str:

@@ -23,7 +23,7 @@ from .._templates.call_template import declare_tool_inputs
 if TYPE_CHECKING:
     from utcp.utcp_client import UtcpClient
 
-__all__ = ["ForeignProtocol"]
+__all__ = ["PluginProtocolAdapter"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 _SYMPTOMS = ("no running event loop", "no current event loop", "unrecognized yield message")
 
 
-class ForeignProtocol(CommunicationProtocol):
+class PluginProtocolAdapter(CommunicationProtocol):
     """A protocol that this package did not write; it is not changed, only surrounded.
 
     Raises, besides what the protocol raises:
@@ -44,7 +44,7 @@ class ForeignProtocol(CommunicationProtocol):
         self._type = call_template_type
 
     def __repr__(self) -> str:
-        return f"<ForeignProtocol {self._type}: {type(self._protocol).__qualname__}>"
+        return f"<PluginProtocolAdapter {self._type}: {type(self._protocol).__qualname__}>"
 
     async def register_manual(self, caller: UtcpClient, manual_call_template: CallTemplate) -> RegisterManualResult:
         try:
@@ -110,7 +110,7 @@ class ForeignProtocol(CommunicationProtocol):
 
 
 class _ForeignStream(ToolStream):
-    def __init__(self, start: Any, protocol: ForeignProtocol) -> None:
+    def __init__(self, start: Any, protocol: PluginProtocolAdapter) -> None:
         super().__init__(start)
         self._protocol = protocol
 

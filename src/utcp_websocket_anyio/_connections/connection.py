@@ -32,16 +32,16 @@ from .outbox import Outbox, Outgoing
 from .pings import Heartbeat
 from .router import Recipient, Router
 from .stand_in import StandIn
-from .steps import Dialogue
+from .steps import ConnectionScript
 
 if TYPE_CHECKING:
     from collections import deque
 
     from anyio.abc import TaskGroup
 
-    from .._templates.plan import ConnectionPlan
+    from .._templates.plan import ConnectionSettings
     from .._wire import Wire
-    from .deadlines import Watch
+    from .deadlines import Deadlines
 
 __all__ = ["Connection"]
 
@@ -53,15 +53,15 @@ _SETTLING_ROUNDS = 100
 class Connection:
     """An open WebSocket with the conversation around it: login, heartbeat, automatic replies, farewell."""
 
-    def __init__(self, wire: Wire, plan: ConnectionPlan, *, label: str) -> None:
+    def __init__(self, wire: Wire, plan: ConnectionSettings, *, display_url: str) -> None:
         self.wire = wire
         self.plan = plan
-        self.label = label
+        self.display_url = display_url
         self.calls = 0
         self.retired = False
         self.unanswered = False
         self.is_being_read = False
-        self.dialogue = Dialogue(plan.auto_reply, label)
+        self.script = ConnectionScript(plan.auto_reply, display_url)
         self.on_lost: Callable[[Connection], None] | None = None
         self._opened = wire.current_time()
         self._error: WebSocketError | None = None
@@ -76,7 +76,7 @@ class Connection:
         self._outbox: Outbox | None = None
 
     def __repr__(self) -> str:
-        return f"<Connection {self.label}, {self.state}, {self.calls} calls>"
+        return f"<Connection {self.display_url}, {self.state}, {self.calls} calls>"
 
     @property
     def state(self) -> str:
@@ -95,7 +95,7 @@ class Connection:
     def usable(self) -> bool:
         return not self.is_over and self.wire.closed is None
 
-    def start(self, task_group: TaskGroup, watch: Watch) -> None:
+    def start(self, task_group: TaskGroup, deadlines: Deadlines) -> None:
         """Start what keeps the connection alive; it ends with it."""
         if self.plan.multiplex:
             self._router = Router()
@@ -107,8 +107,8 @@ class Connection:
             self._inbox = self._stand_in.inbox
             task_group.start_soon(self._failing, self._stand_in.run)
         if self.plan.ping_interval is not None:
-            self._heartbeat = Heartbeat(self, self.plan.ping_interval, task_group=task_group, watch=watch)
-        _log.info("connection opened: %s", self.label, extra={"endpoint": self.label, "event": "opened"})
+            self._heartbeat = Heartbeat(self, self.plan.ping_interval, task_group=task_group, deadlines=deadlines)
+        _log.info("connection opened: %s", self.display_url, extra={"endpoint": self.display_url, "event": "opened"})
 
     def have_read(self) -> None:
         """See to it that somebody reads: a pong will come."""
@@ -248,17 +248,17 @@ class Connection:
         Raises:
             WebSocketAuthError: A step was rejected.
         """
-        await self.dialogue.converse(self.plan.on_connect, "on_connect", send=self.send, receive=self.receive)
+        await self.script.run_steps(self.plan.on_connect, "on_connect", send=self.send, receive=self.receive)
 
     async def _say_farewell(self) -> None:
         try:
-            await self.dialogue.converse(self.plan.on_close, "on_close", send=self.send, receive=self.receive)
+            await self.script.run_steps(self.plan.on_close, "on_close", send=self.send, receive=self.receive)
         except WebSocketError as error:
-            _log.debug("farewell cut short: %s: %s", self.label, type(error).__name__)
+            _log.debug("farewell cut short: %s: %s", self.display_url, type(error).__name__)
 
     async def _reply(self, message: Message) -> bool:
         """Answer an application-level ping, if the message is one."""
-        reply = self.dialogue.reply_to(message)
+        reply = self.script.reply_to(message)
         if reply is None:
             return False
         await (self.send(reply) if self._outbox is None else self._outbox.reply(reply))
@@ -332,7 +332,7 @@ class Connection:
         """Have nobody use the connection any more, and fail who does; `aclose` is to follow."""
         self.retired = True
         self._nudge()
-        self._reason = WebSocketClosedError(why, code=1000, endpoint=self.label)
+        self._reason = WebSocketClosedError(why, code=1000, endpoint=self.display_url)
         self._dismiss(self._reason)
 
     async def aclose(self) -> None:
@@ -360,7 +360,7 @@ class Connection:
     def abort(self, why: str) -> None:
         """Close the socket now, without a word to the peer."""
         self.retired = True
-        error = WebSocketClosedError(why, endpoint=self.label)
+        error = WebSocketClosedError(why, endpoint=self.display_url)
         self._dismiss(error)
         self.fail(error)
 
@@ -383,9 +383,9 @@ class Connection:
     def _report(self, error: WebSocketError) -> None:
         how, level = ("closed", logging.INFO) if self.retired else ("lost", logging.WARNING)
         lasted = self.wire.current_time() - self._opened
-        extra = {"endpoint": self.label, "event": how, "duration": lasted, "calls": self.calls}
+        extra = {"endpoint": self.display_url, "event": how, "duration": lasted, "calls": self.calls}
         text = "connection %s: %s: %s after %.1f s, %d calls"
-        _log.log(level, text, how, self.label, error.args[0], lasted, self.calls, extra=extra)
+        _log.log(level, text, how, self.display_url, error.args[0], lasted, self.calls, extra=extra)
 
     @staticmethod
     def _wake(event: anyio.Event | None) -> None:

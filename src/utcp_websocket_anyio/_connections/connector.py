@@ -18,7 +18,7 @@ from .connection import Connection
 
 if TYPE_CHECKING:
     from .._templates.plan import Endpoint, Plan
-    from .statistics import Tally
+    from .statistics import Counters
 
 __all__ = ["Connector"]
 
@@ -33,12 +33,12 @@ class Connector:
 
     Args:
         ssl_context: For every TLS connection, the token endpoint's included; None: the system's trust store.
-        tally: Where further attempts are counted.
+        counters: Where further attempts are counted.
     """
 
-    def __init__(self, ssl_context: ssl.SSLContext | None, tally: Tally) -> None:
+    def __init__(self, ssl_context: ssl.SSLContext | None, counters: Counters) -> None:
         self.ssl_context = ssl_context
-        self._tally = tally
+        self._counters = counters
         self._tokens = TokenCache()
 
     async def connect(self, endpoint: Endpoint, plan: Plan) -> Connection:
@@ -64,18 +64,18 @@ class Connector:
                 if not failure.transient or retries == plan.reconnect_attempts:
                     break
                 retries += 1
-                self._tally.reconnects += 1
+                self._counters.reconnects += 1
                 pause = backoff(retries)
                 _log.info(
                     "connecting again in %.2f s: %s: %s",
                     pause,
-                    endpoint.label,
+                    endpoint.display_url,
                     failure.args[0],
-                    extra={"endpoint": endpoint.label, "event": "retry", "attempt": retries},
+                    extra={"endpoint": endpoint.display_url, "event": "retry", "attempt": retries},
                 )
                 await anyio.sleep(pause)
         raise failure or WebSocketTimeoutError(
-            f"no connection within {plan.connection_timeout:g} s", phase="connect", endpoint=endpoint.label
+            f"no connection within {plan.connection_timeout:g} s", phase="connect", endpoint=endpoint.display_url
         )
 
     async def _connect_once(self, endpoint: Endpoint, plan: Plan) -> Connection:
@@ -83,14 +83,14 @@ class Connector:
         auth = plan.auth
         if not isinstance(auth, OAuth2Auth):
             return await self._handshake(endpoint, plan, None)
-        token = await self._tokens.token(auth, ssl_context=self.ssl_context, endpoint=endpoint.label)
+        token = await self._tokens.token(auth, ssl_context=self.ssl_context, endpoint=endpoint.display_url)
         try:
             return await self._handshake(endpoint, plan, token)
         except WebSocketAuthError as error:
             if error.status != 401:
                 raise
             self._tokens.discard(auth, token)
-        token = await self._tokens.token(auth, ssl_context=self.ssl_context, endpoint=endpoint.label)
+        token = await self._tokens.token(auth, ssl_context=self.ssl_context, endpoint=endpoint.display_url)
         return await self._handshake(endpoint, plan, token)
 
     async def _handshake(self, endpoint: Endpoint, plan: Plan, token: str | None) -> Connection:
@@ -98,7 +98,7 @@ class Connector:
         settings = endpoint.connection
         target = Target(
             url=add_query(endpoint.url, credentials.query),
-            endpoint=endpoint.label,
+            endpoint=endpoint.display_url,
             headers=merge_headers(endpoint.headers, credentials.headers),
             subprotocol=settings.subprotocol,
             compression=settings.compression,
@@ -107,7 +107,7 @@ class Connector:
             ssl_context=self.ssl_context,
         )
         wire = await open_wire(target)
-        connection = Connection(wire, settings, label=endpoint.label)
+        connection = Connection(wire, settings, display_url=endpoint.display_url)
         try:
             await connection.log_in()
         except BaseException:

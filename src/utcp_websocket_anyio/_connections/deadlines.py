@@ -13,7 +13,7 @@ from typing import Protocol
 
 import anyio
 
-__all__ = ["Watch", "Watched"]
+__all__ = ["Deadlines", "Expirable"]
 
 _UNUSED = 100
 """How many deadlines that nobody has any more are kept at least, so that throwing them away costs nearly nothing."""
@@ -22,7 +22,7 @@ _AT_ONCE = 100
 """How many are told before others have their turn: a ping takes a system call."""
 
 
-class Watched(Protocol):
+class Expirable(Protocol):
     """Who has a deadline."""
 
     deadline: float
@@ -35,29 +35,29 @@ class Watched(Protocol):
         """The deadline has come. Must not wait."""
 
 
-class Watch:
+class Deadlines:
     """Who is watched, and the task that watches."""
 
     def __init__(self) -> None:
         # Whoever comes and goes between two looks at the clock, as most calls do, never gets into the heap.
-        self._new: dict[Watched, None] = {}
+        self._new: dict[Expirable, None] = {}
         # By a token, so that a deadline which nobody has any more keeps nobody alive.
-        self._watched: dict[int, Watched] = {}
-        self._tokens: dict[Watched, int] = {}
+        self._watched: dict[int, Expirable] = {}
+        self._tokens: dict[Expirable, int] = {}
         self._deadlines: list[tuple[float, int]] = []  # a heap
         self._last_token = 0
         self._next = math.inf
         self._sooner: anyio.Event | None = None
 
-    def add(self, watched: Watched) -> None:
+    def add(self, watched: Expirable) -> None:
         self._new[watched] = None
         if watched.deadline < self._next:
             self._next = watched.deadline
             if self._sooner is not None:
                 self._sooner.set()
 
-    def discard(self, watched: Watched) -> None:
-        """Watch it no longer; one that is not watched is fine."""
+    def discard(self, watched: Expirable) -> None:
+        """Deadlines it no longer; one that is not watched is fine."""
         if watched in self._new:
             del self._new[watched]
             return
@@ -66,7 +66,7 @@ class Watch:
             del self._watched[token]
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Deadlines until cancelled."""
         while True:
             self._sooner = anyio.Event()
             with anyio.CancelScope(deadline=self._next):

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from .connection import Connection
-    from .deadlines import Watch
+    from .deadlines import Deadlines
 
 __all__ = ["Heartbeat"]
 
@@ -24,16 +24,16 @@ class Heartbeat:
         connection: Given up when a pong does not come in time.
         interval: Seconds from a pong to the next ping; up to a thirtieth of it less, to ping many connections at once.
         task_group: Where that task runs.
-        watch: What tells when it is time.
+        deadlines: What tells when it is time.
     """
 
     __slots__ = ("_connection", "_interval", "_is_sending", "_pinged", "_task_group", "_watch", "deadline", "slack")
 
-    def __init__(self, connection: Connection, interval: float, *, task_group: TaskGroup, watch: Watch) -> None:
+    def __init__(self, connection: Connection, interval: float, *, task_group: TaskGroup, deadlines: Deadlines) -> None:
         self._connection = connection
         self._interval = interval
         self._task_group = task_group
-        self._watch = watch
+        self._watch = deadlines
         self._pinged = False
         self._is_sending = False
         self._rest()
@@ -51,7 +51,7 @@ class Heartbeat:
             self._rest()
         else:
             timeout = connection.plan.pong_timeout
-            connection.fail(WebSocketClosedError(f"no pong within {timeout:g} s", endpoint=connection.label))
+            connection.fail(WebSocketClosedError(f"no pong within {timeout:g} s", endpoint=connection.display_url))
 
     def _rest(self) -> None:
         self._pinged = False

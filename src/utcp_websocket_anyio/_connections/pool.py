@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import anyio
 
 from ..errors import WebSocketClosedError, WebSocketError, WebSocketTimeoutError
-from .deadlines import Watch
+from .deadlines import Deadlines
 from .statistics import Statistics
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .._templates.plan import Endpoint, Plan
     from .connection import Connection
-    from .statistics import Tally
+    from .statistics import Counters
 
 __all__ = ["Pool"]
 
@@ -105,22 +105,22 @@ class Pool:
     Args:
         task_group: Where the tasks of the connections run. It belongs to the caller.
         connect: Opens a connection to an endpoint, within the time that the plan allows.
-        tally: Where the bytes of closed connections are counted.
+        counters: Where the bytes of closed connections are counted.
 
     Attributes:
-        watch: Who ends calls whose time is up; whoever has the task group runs it there.
+        deadlines: Who ends calls whose time is up; whoever has the task group runs it there.
     """
 
     def __init__(
-        self, task_group: TaskGroup, connect: Callable[[Endpoint, Plan], Awaitable[Connection]], tally: Tally
+        self, task_group: TaskGroup, connect: Callable[[Endpoint, Plan], Awaitable[Connection]], counters: Counters
     ) -> None:
         self._task_group = task_group
         self._connect = connect
-        self._tally = tally
+        self._counters = counters
         self._sites: dict[Endpoint, _Site] = {}
         self._later: deque[Callable[[], None]] = deque()
         self._closed = False
-        self.watch = Watch()
+        self.deadlines = Deadlines()
 
     def __repr__(self) -> str:
         sites = self._sites.values()
@@ -140,11 +140,11 @@ class Pool:
             active=states["active"],
             closing=states["closing"],
             waiting=sum(len(site.waiters) for site in sites),
-            calls=self._tally.calls,
-            errors=self._tally.errors,
-            reconnects=self._tally.reconnects,
-            bytes_sent=self._tally.bytes_sent + sum(connection.wire.bytes_sent for connection in connections),
-            bytes_received=self._tally.bytes_received + sum(c.wire.bytes_received for c in connections),
+            calls=self._counters.calls,
+            errors=self._counters.errors,
+            reconnects=self._counters.reconnects,
+            bytes_sent=self._counters.bytes_sent + sum(connection.wire.bytes_sent for connection in connections),
+            bytes_received=self._counters.bytes_received + sum(c.wire.bytes_received for c in connections),
         )
 
     def claim(self, endpoint: Endpoint, plan: Plan, *, clean: bool) -> Connection | None:
@@ -250,7 +250,7 @@ class Pool:
     async def _close_sites(self, sites: Iterable[_Site], why: str) -> None:
         sites = list(sites)
         for site in sites:
-            site.settle_all(WebSocketClosedError(why, code=1000, endpoint=site.endpoint.label))
+            site.settle_all(WebSocketClosedError(why, code=1000, endpoint=site.endpoint.display_url))
             for scope in site.opening:
                 scope.cancel()
             for connection in list(site.connections):
@@ -272,7 +272,7 @@ class Pool:
         if outcome is None:
             self._leave_queue(site, waiter)
             raise WebSocketTimeoutError(
-                f"no connection became free within {plan.timeout:g} s", phase="pool", endpoint=site.endpoint.label
+                f"no connection became free within {plan.timeout:g} s", phase="pool", endpoint=site.endpoint.display_url
             )
         if isinstance(outcome, WebSocketError):
             raise outcome
@@ -315,7 +315,7 @@ class Pool:
             if connection is None or scope.cancel_called:
                 if connection is not None:
                     connection.abort("closed while connecting")
-                raise WebSocketClosedError("closed while connecting", code=1000, endpoint=site.endpoint.label)
+                raise WebSocketClosedError("closed while connecting", code=1000, endpoint=site.endpoint.display_url)
         except BaseException as error:
             site.slots_lent -= 1
             if site.shared and isinstance(error, WebSocketError):
@@ -327,15 +327,15 @@ class Pool:
         site.slots_lent -= 1
         site.connections.add(connection)
         connection.on_lost = lambda lost: self._lost(site, lost)
-        connection.start(self._task_group, self.watch)
+        connection.start(self._task_group, self.deadlines)
         if site.shared:
             site.settle_all(connection)
         return connection
 
     def _lost(self, site: _Site, connection: Connection) -> None:
         site.connections.discard(connection)
-        self._tally.bytes_sent += connection.wire.bytes_sent
-        self._tally.bytes_received += connection.wire.bytes_received
+        self._counters.bytes_sent += connection.wire.bytes_sent
+        self._counters.bytes_received += connection.wire.bytes_received
         if connection in site.idle:
             site.idle.remove(connection)
         self._slot_freed(site)
@@ -350,4 +350,4 @@ class Pool:
 
     def _check_open(self, endpoint: Endpoint) -> None:
         if self._closed:
-            raise WebSocketClosedError("the protocol object is closed", code=1000, endpoint=endpoint.label)
+            raise WebSocketClosedError("the protocol object is closed", code=1000, endpoint=endpoint.display_url)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..errors import WebSocketError
 
-__all__ = ["Statistics", "Tally"]
+__all__ = ["Counters", "Statistics"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Statistics:
     bytes_received: int = 0
 
 
-class Tally:
+class Counters:
     """What has happened so far; whoever does something counts it here."""
 
     def __init__(self) -> None:

@@ -2,7 +2,7 @@
 
 One function has every such conversation: a login (`on_connect`), what precedes a request (`before`) and a farewell
 (`on_close`). What differs between them, who sends and receives and what a rejection means, comes in as arguments.
-`Dialogue` is a connection's own part: login, farewell and automatic replies.
+`ConnectionScript` is a connection's own part: login, farewell and automatic replies.
 """
 
 from __future__ import annotations
@@ -12,42 +12,42 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .._templates.received import Message, ResponseError
-from .._templates.values import Values
+from .._templates.values import RenderContext
 from ..errors import WebSocketAuthError, WebSocketError, WebSocketProtocolError
 
 if TYPE_CHECKING:
     from .._templates.extraction import Extraction
     from .._templates.plan import AutoReply, Step
 
-__all__ = ["Dialogue", "converse"]
+__all__ = ["ConnectionScript", "run_steps"]
 
 Send = Callable[["str | bytes"], Awaitable[object]]
 Receive = Callable[[], Awaitable[Message]]
 
 
-class Dialogue:
+class ConnectionScript:
     """What a connection itself has to say. Its placeholders stand for one uuid, and for no arguments.
 
     Args:
-        label: The endpoint, for errors.
+        display_url: The endpoint, for errors.
 
     Attributes:
         captured: What was captured on the connection so far.
     """
 
-    def __init__(self, auto_reply: tuple[AutoReply, ...], label: str) -> None:
+    def __init__(self, auto_reply: tuple[AutoReply, ...], display_url: str) -> None:
         self.captured: dict[str, Any] = {}
         self._auto_reply = auto_reply
-        self._label = label
+        self._display_url = display_url
         self._call_id = 0
-        self._values: Values | None = None
+        self._values: RenderContext | None = None
 
     def next_call_id(self) -> int:
         """A number larger than every one before on this connection."""
         self._call_id += 1
         return self._call_id
 
-    async def converse(self, steps: tuple[Step, ...], where: str, *, send: Send, receive: Receive) -> None:
+    async def run_steps(self, steps: tuple[Step, ...], where: str, *, send: Send, receive: Receive) -> None:
         """Have the conversation that opens or closes the connection.
 
         Args:
@@ -57,16 +57,16 @@ class Dialogue:
             WebSocketAuthError: A step was rejected.
         """
         if steps:
-            await converse(
+            await run_steps(
                 steps,
                 values=self._next_values,
                 send=send,
                 receive=receive,
                 captured=self.captured,
                 rejected=lambda index, _: WebSocketAuthError(
-                    f"the endpoint rejected the step {where}[{index}]", endpoint=self._label
+                    f"the endpoint rejected the step {where}[{index}]", endpoint=self._display_url
                 ),
-                label=self._label,
+                display_url=self._display_url,
             )
 
     def reply_to(self, message: Message) -> str | bytes | None:
@@ -76,34 +76,34 @@ class Dialogue:
             WebSocketProtocolError: The answer cannot be made of what was captured.
         """
         for automatic in self._auto_reply:
-            with response_faults(self._label):
+            with response_faults(self._display_url):
                 if automatic.match.matches(message, self._own_values()):
                     capture(automatic.capture, message, self.captured)
                     return automatic.reply.encode(self._next_values())
         return None
 
-    def _own_values(self) -> Values:
+    def _own_values(self) -> RenderContext:
         if self._values is None:
-            self._values = Values({}, "")
+            self._values = RenderContext({}, "")
             self._values.captured = self.captured
         return self._values
 
-    def _next_values(self) -> Values:
+    def _next_values(self) -> RenderContext:
         values = self._own_values()
         values.call_id = self.next_call_id()
         return values
 
 
-async def converse(
+async def run_steps(
     steps: Iterable[Step],
     *,
-    values: Callable[[], Values],
+    values: Callable[[], RenderContext],
     send: Send,
     receive: Receive,
     captured: MutableMapping[str, Any],
     rejected: Callable[[int, Message], WebSocketError],
-    waiting: Callable[[Step, Values], None] = lambda step, values: None,
-    label: str,
+    waiting: Callable[[Step, RenderContext], None] = lambda step, values: None,
+    display_url: str,
 ) -> None:
     """Take the steps one after the other.
 
@@ -113,20 +113,20 @@ async def converse(
         captured: Where what the steps capture is put.
         rejected: The error of a step, by its index, whose `reject` filter the message matches.
         waiting: Told of each step before anything of it is sent.
-        label: The endpoint, for errors.
+        display_url: The endpoint, for errors.
     """
     for index, step in enumerate(steps):
         stand_for = values()
         waiting(step, stand_for)
         if step.send is not None:
-            with response_faults(label):
+            with response_faults(display_url):
                 data = step.send.encode(stand_for)
             await send(data)
         if step.expect is None:
             continue
         while True:
             message = await receive()
-            with response_faults(label):
+            with response_faults(display_url):
                 if step.reject is not None and step.reject.matches(message, stand_for):
                     raise rejected(index, message)
                 if step.expect.matches(message, stand_for):
@@ -145,7 +145,7 @@ def capture(extractions: Mapping[str, Extraction], message: Message, captured: M
 
 
 @contextmanager
-def response_faults(label: str) -> Iterator[None]:
+def response_faults(display_url: str) -> Iterator[None]:
     """Turn what is wrong with a message, or with what was captured from one, into the caller's error.
 
     Nothing of the original error is behind it.
@@ -158,4 +158,4 @@ def response_faults(label: str) -> Iterator[None]:
         fault = str(error)
     else:
         return
-    raise WebSocketProtocolError(fault, endpoint=label)
+    raise WebSocketProtocolError(fault, endpoint=display_url)

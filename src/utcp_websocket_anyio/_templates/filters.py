@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from .patterns import Pattern, compile_pattern, escaped, search
-from .placeholders import Hole, Parts, Values, json_text, parse
+from .placeholders import Parts, Placeholder, RenderContext, json_text, parse
 from .received import Message, ResponseError
-from .values import Compiled, Template, compile_template, filled, holes_of, is_alone
+from .values import CompiledTemplate, Template, compile_template, is_single_placeholder, placeholders_of, render_text
 
 __all__ = ["MISSING", "Filter", "compile_filter", "lookup"]
 
 Path = tuple[str | int, ...]
-Matches = Callable[[Message, Values], bool]
-ValueMatches = Callable[[Any, Values], bool]
+Matches = Callable[[Message, RenderContext], bool]
+ValueMatches = Callable[[Any, RenderContext], bool]
 
 
 class _Missing:
@@ -30,7 +30,7 @@ MISSING: Final = _Missing()
 """The value where there is none."""
 
 
-class Filter(Compiled):
+class Filter(CompiledTemplate):
     """Which messages are meant.
 
     Attributes:
@@ -44,10 +44,10 @@ class Filter(Compiled):
         self,
         source: Any,
         where: str,
-        holes: Iterable[Hole],
+        holes: Iterable[Placeholder],
         matches: Matches,
         *,
-        fill: Iterable[Callable[[Values], object]],
+        fill: Iterable[Callable[[RenderContext], object]],
         key: tuple[Path, Template] | None,
     ) -> None:
         super().__init__(source, where, holes)
@@ -59,7 +59,7 @@ class Filter(Compiled):
     def takes_arguments(self) -> bool:
         return bool(self._fill)
 
-    def check(self, values: Values) -> None:
+    def check(self, values: RenderContext) -> None:
         """Find out whether the call's arguments can be put into the filter, before any message is there.
 
         Raises:
@@ -68,7 +68,7 @@ class Filter(Compiled):
         for fill in self._fill:
             fill(values)
 
-    def matches(self, message: Message, values: Values) -> bool:
+    def matches(self, message: Message, values: RenderContext) -> bool:
         """Whether a message is meant. A message of another form than the filter's simply is not.
 
         Nor is any as long as a value that the filter names was not captured.
@@ -116,8 +116,8 @@ class _Compiler:
     """Compiles one filter, and collects the placeholders in it."""
 
     def __init__(self, arguments: bool) -> None:
-        self.holes: list[Hole] = []
-        self.fill: list[Callable[[Values], object]] = []
+        self.holes: list[Placeholder] = []
+        self.fill: list[Callable[[RenderContext], object]] = []
         self._arguments = arguments
 
     # A whole message
@@ -161,11 +161,11 @@ class _Compiler:
 
     def _leading_bytes(self, value: Mapping[str, Any], where: str) -> Matches:
         digits = self._string(value["$hex"], where)
-        if not holes_of(parse(value["$hex"], where)):
+        if not placeholders_of(parse(value["$hex"], where)):
             static = _from_hex(value["$hex"], where)
             return lambda message, values: isinstance(message.data, bytes) and message.data.startswith(static)
 
-        def prefix(values: Values) -> bytes:
+        def prefix(values: RenderContext) -> bytes:
             return _from_hex(digits(values), where)
 
         self._fills(prefix, value["$hex"], where)
@@ -177,7 +177,7 @@ class _Compiler:
             return lambda message, values: isinstance(message.data, str) and message.data.startswith(prefix(values))
         behind = self.value_filter(value["$json"], where.removesuffix("$after") + "$json")
 
-        def matches(message: Message, values: Values) -> bool:
+        def matches(message: Message, values: RenderContext) -> bool:
             start = prefix(values)
             if not isinstance(message.data, str) or not message.data.startswith(start):
                 return False
@@ -211,7 +211,7 @@ class _Compiler:
             )
         template = compile_template(value, where, arguments=self._arguments)
         if isinstance(value, str):
-            self.holes += holes_of(parse(value, where))
+            self.holes += placeholders_of(parse(value, where))
         if template.is_static:
             return lambda found, values: _equal(found, value)
         self._fills(lambda values: json_text(template.render(values)), value, where)
@@ -264,40 +264,40 @@ class _Compiler:
             raise ValueError(f"{where}: must be a list with at least one entry")
         return [compile_(item, f"{where}[{index}]") for index, item in enumerate(value)]
 
-    def _string(self, value: Any, where: str) -> Callable[[Values], str]:
+    def _string(self, value: Any, where: str) -> Callable[[RenderContext], str]:
         if not isinstance(value, str):
             raise ValueError(f"{where}: must be a string")
         parts = self._parse(value, where)
-        if not holes_of(parts):
+        if not placeholders_of(parts):
             return lambda values: value
 
-        def text(values: Values) -> str:
-            return filled(parts, values)
+        def text(values: RenderContext) -> str:
+            return render_text(parts, values)
 
         self._fills(text, value, where)
         return text
 
-    def _pattern(self, value: str, where: str) -> Callable[[str, Values], bool]:
+    def _pattern(self, value: str, where: str) -> Callable[[str, RenderContext], bool]:
         parts = self._parse(value, where)
-        if not holes_of(parts):
+        if not placeholders_of(parts):
             pattern = compile_pattern(value, where)
             return lambda text, values: search(pattern, text) is not None
         compile_pattern("".join(part if isinstance(part, str) else "x" for part in parts), where)
 
-        def pattern_of(values: Values) -> Pattern:
+        def pattern_of(values: RenderContext) -> Pattern:
             return compile_pattern("".join(p if isinstance(p, str) else escaped(p, values) for p in parts), where)
 
         self._fills(pattern_of, value, where)
         return lambda text, values: search(pattern_of(values), text) is not None
 
-    def _fills(self, fill: Callable[[Values], object], value: str, where: str) -> None:
+    def _fills(self, fill: Callable[[RenderContext], object], value: str, where: str) -> None:
         """Have the call's arguments tried where there are any."""
-        if any(hole.kind in ("args", "args.", "$") for hole in holes_of(parse(value, where))):
+        if any(hole.kind in ("args", "args.", "$") for hole in placeholders_of(parse(value, where))):
             self.fill.append(fill)
 
     def _parse(self, value: str, where: str) -> Parts:
         parts = parse(value, where, arguments=self._arguments)
-        self.holes += holes_of(parts)
+        self.holes += placeholders_of(parts)
         return parts
 
 
@@ -320,7 +320,7 @@ _VALUE_OPERATORS: dict[str, Callable[[_Compiler, Any, str], ValueMatches]] = {
 
 
 def _on_json(matches: ValueMatches) -> Matches:
-    def on_json(message: Message, values: Values) -> bool:
+    def on_json(message: Message, values: RenderContext) -> bool:
         try:
             content = message.json()
         except ResponseError:
@@ -378,8 +378,8 @@ def _key(value: Any, where: str, path: Path) -> tuple[Path, Template] | None:
     """The first placeholder of the call's own that every matching message must have."""
     if isinstance(value, str) and path:
         parts = parse(value, where)
-        hole = parts[0] if is_alone(parts) else None
-        if isinstance(hole, Hole) and hole.kind in ("uuid", "call_id") and hole.encoder is None:
+        hole = parts[0] if is_single_placeholder(parts) else None
+        if isinstance(hole, Placeholder) and hole.kind in ("uuid", "call_id") and hole.encoder is None:
             return path, compile_template(value, where)
         return None
     members: Iterable[tuple[Path, Any]] = ()

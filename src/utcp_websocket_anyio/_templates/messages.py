@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .placeholders import Hole, Parts, Render, Values, json_text, parse
-from .values import Compiled, holes_of, renderer
+from .placeholders import Parts, Placeholder, Render, RenderContext, json_text, parse
+from .values import CompiledTemplate, compile_renderer, placeholders_of
 
 __all__ = ["BoundMessage", "MessageTemplate", "compile_message"]
 
@@ -36,20 +36,20 @@ class Gap:
 
     __slots__ = ("fill", "is_late", "is_mixed")
 
-    def __init__(self, fill: Callable[[Values], str], holes: Iterable[Hole]) -> None:
+    def __init__(self, fill: Callable[[RenderContext], str], holes: Iterable[Placeholder]) -> None:
         late = {hole.kind in ("call_id", "captured.") for hole in holes}
         self.fill = fill
         self.is_late = True in late
         self.is_mixed = len(late) == 2
 
 
-class MessageTemplate(Compiled):
+class MessageTemplate(CompiledTemplate):
     """A message with holes."""
 
     __slots__ = ("_finish", "_gaps", "_static", "_text")
 
     def __init__(
-        self, source: Any, where: str, holes: Iterable[Hole], pieces: Pieces, finish: Finish | None = None
+        self, source: Any, where: str, holes: Iterable[Placeholder], pieces: Pieces, finish: Finish | None = None
     ) -> None:
         super().__init__(source, where, holes)
         self._text = "".join(piece.replace("%", "%%") if isinstance(piece, str) else "%s" for piece in pieces)
@@ -57,9 +57,9 @@ class MessageTemplate(Compiled):
         self._finish = finish
         self._static: str | bytes | None = None
         if not self._gaps:
-            self._static = self.encode(Values({}, ""))
+            self._static = self.encode(RenderContext({}, ""))
 
-    def encode(self, values: Values) -> str | bytes:
+    def encode(self, values: RenderContext) -> str | bytes:
         """The message to send: a str goes as a text frame, bytes as a binary one.
 
         Raises:
@@ -70,14 +70,14 @@ class MessageTemplate(Compiled):
         text = self._text % tuple([gap.fill(values) for gap in self._gaps])
         return text if self._finish is None else self._finish(text)
 
-    def bind(self, values: Values) -> BoundMessage:
+    def bind(self, values: RenderContext) -> BoundMessage:
         """The message with everything put in that can be known without a connection.
 
         Raises:
             ValueError: An argument cannot be encoded.
         """
         if self._finish is not None or any(gap.is_mixed for gap in self._gaps):
-            self.encode(values.rehearsal())
+            self.encode(values.dry_run())
         given: Pieces = [gap if gap.is_late else gap.fill(values) for gap in self._gaps]
         return BoundMessage(self._text, given, self._finish)
 
@@ -92,7 +92,7 @@ class BoundMessage:
         self._given = given
         self._finish = finish
 
-    def encode(self, values: Values) -> str | bytes:
+    def encode(self, values: RenderContext) -> str | bytes:
         """As `MessageTemplate.encode`, for the values that it was bound to, now on a connection."""
         text = self._text % tuple([given if isinstance(given, str) else given.fill(values) for given in self._given])
         return text if self._finish is None else self._finish(text)
@@ -110,12 +110,12 @@ def compile_message(value: Any, where: str, *, arguments: bool = True) -> Messag
         return _compile_text(value, where, arguments)
     if not isinstance(value, (dict, list)):
         raise ValueError(f"{where}: must be a string, an object or a list")
-    holes: list[Hole] = []
+    holes: list[Placeholder] = []
     pieces = _json_pieces(value, where, arguments, holes)
     return MessageTemplate(value, where, holes, pieces)
 
 
-def _json_pieces(value: Any, where: str, arguments: bool, holes: list[Hole]) -> Pieces:
+def _json_pieces(value: Any, where: str, arguments: bool, holes: list[Placeholder]) -> Pieces:
     """JSON text and its gaps."""
     if isinstance(value, dict):
         pieces: Pieces = ["{"]
@@ -130,21 +130,21 @@ def _json_pieces(value: Any, where: str, arguments: bool, holes: list[Hole]) -> 
             pieces += _json_pieces(item, f"{where}[{index}]", arguments, holes)
         return [*pieces, "]"]
     if isinstance(value, str):
-        found: list[Hole] = []
-        render = renderer(value, where, arguments, found)
+        found: list[Placeholder] = []
+        render = compile_renderer(value, where, arguments, found)
         holes += found
         if found:
             return [Gap(_as_json(render), found)]
     return [json_text(value)]
 
 
-def _as_json(render: Render) -> Callable[[Values], str]:
+def _as_json(render: Render) -> Callable[[RenderContext], str]:
     return lambda values: json_text(render(values))
 
 
 def _compile_text(text: str, where: str, arguments: bool) -> MessageTemplate:
     parts = parse(text, where, arguments=arguments)
-    holes = holes_of(parts)
+    holes = placeholders_of(parts)
 
     def finish(text: str) -> str:
         return _unicode(text, where)
@@ -173,7 +173,7 @@ def _text_pieces(parts: Parts) -> Pieces:
 def _escaped_pieces(parts: Parts) -> Pieces:
     """A string that is JSON: an argument stays inside the literal, or is the value, where its placeholder stands."""
     pieces: Pieces = []
-    outside: list[tuple[int, Hole]] = []
+    outside: list[tuple[int, Placeholder]] = []
     sample = ""
     inside = False
     for part in parts:
@@ -193,7 +193,7 @@ def _escaped_pieces(parts: Parts) -> Pieces:
     return pieces
 
 
-def _inside_literal(hole: Hole) -> Gap:
+def _inside_literal(hole: Placeholder) -> Gap:
     return Gap(lambda values: json_text(hole.text(values))[1:-1], [hole])
 
 
@@ -233,7 +233,7 @@ def _compile_binary(value: Mapping[str, Any], where: str, arguments: bool) -> Me
         raise ValueError(f"{where}.data: is no valid {encoding}")
 
     parts = parse(value["data"], f"{where}.data", arguments=arguments)
-    return MessageTemplate(value, where, holes_of(parts), _text_pieces(parts), finish)
+    return MessageTemplate(value, where, placeholders_of(parts), _text_pieces(parts), finish)
 
 
 _DECODERS: dict[str, Callable[[str], bytes]] = {

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import regex
 
-from .placeholders import Hole, Values
+from .placeholders import Placeholder, RenderContext
 from .received import ResponseError
 
 __all__ = ["Pattern", "compile_pattern", "escaped", "search"]
@@ -22,7 +22,7 @@ _MATCHING_TIME = 0.1
 """Seconds that matching one pattern may take."""
 
 
-def escaped(hole: Hole, values: Values) -> str:
+def escaped(hole: Placeholder, values: RenderContext) -> str:
     """What a placeholder stands for, as a pattern that matches it and nothing else."""
     text = hole.text(values)
     return text if hole.encoder == "regex" else regex.escape(text)

@@ -22,10 +22,10 @@ import regex
 
 from ..errors import MissingArgumentError
 
-__all__ = ["Hole", "Render", "Values", "json_text", "parse", "text_of"]
+__all__ = ["Placeholder", "Render", "RenderContext", "json_text", "parse", "text_of"]
 
-Parts = tuple["str | Hole", ...]
-Render = Callable[["Values"], Any]
+Parts = tuple["str | Placeholder", ...]
+Render = Callable[["RenderContext"], Any]
 
 _PLACEHOLDER = re.compile(
     r"UTCP_ARG_(?P<classic>\S+?)_UTCP_ARG"
@@ -35,7 +35,7 @@ _PLACEHOLDER = re.compile(
 )
 
 
-class Values:
+class RenderContext:
     """What the placeholders of one call, or of one step of a conversation, stand for.
 
     Attributes:
@@ -71,15 +71,15 @@ class Values:
             known = self._common["now"] = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return known
 
-    def for_step(self, call_id: int) -> Values:
+    def for_step(self, call_id: int) -> RenderContext:
         """The same call with another message number."""
-        values = Values(self.args, self.tool_name)
+        values = RenderContext(self.args, self.tool_name)
         values._common = self._common
         values.captured = self.captured
         values.call_id = call_id
         return values
 
-    def rehearsal(self) -> Values:
+    def dry_run(self) -> RenderContext:
         """The same call before there is a connection, for finding out whether its arguments can be encoded."""
         values = self.for_step(0)
         values.captured = _Anything()
@@ -92,7 +92,7 @@ class _Anything(dict[str, Any]):
 
 
 @dataclass(frozen=True, slots=True)
-class Hole:
+class Placeholder:
     """One placeholder.
 
     Attributes:
@@ -115,15 +115,15 @@ class Hole:
         value = _KINDS[self.kind](self)
         object.__setattr__(self, "value", value if self.encoder is None else _encoded(value, _ENCODERS[self.encoder]))
 
-    def text(self, values: Values) -> str:
+    def text(self, values: RenderContext) -> str:
         """What it stands for, as a part of a longer text."""
         return text_of(self.value(values))
 
 
-def _argument(hole: Hole) -> Render:
+def _argument(hole: Placeholder) -> Render:
     name = hole.name
 
-    def value(values: Values) -> Any:
+    def value(values: RenderContext) -> Any:
         try:
             return values.args[name]
         except KeyError:
@@ -133,15 +133,15 @@ def _argument(hole: Hole) -> Render:
     return value
 
 
-def _argument_if_given(hole: Hole) -> Render:
+def _argument_if_given(hole: Placeholder) -> Render:
     name, source = hole.name, hole.source
     return lambda values: values.args.get(name, source)
 
 
-def _captured(hole: Hole) -> Render:
+def _captured(hole: Placeholder) -> Render:
     name = hole.name
 
-    def value(values: Values) -> Any:
+    def value(values: RenderContext) -> Any:
         try:
             return values.captured[name]
         except KeyError:
@@ -151,11 +151,11 @@ def _captured(hole: Hole) -> Render:
     return value
 
 
-def _of_the_call(hole: Hole) -> Render:
+def _of_the_call(hole: Placeholder) -> Render:
     return attrgetter(hole.kind)
 
 
-_KINDS: dict[str, Callable[[Hole], Render]] = {
+_KINDS: dict[str, Callable[[Placeholder], Render]] = {
     "args.": _argument,
     "$": _argument_if_given,
     "captured.": _captured,
@@ -181,7 +181,7 @@ def parse(text: str, where: str, *, arguments: bool = True) -> Parts:
     Raises:
         ValueError: It has a placeholder that cannot be.
     """
-    parts: list[str | Hole] = []
+    parts: list[str | Placeholder] = []
     position = 0
     for match in _PLACEHOLDER.finditer(text):
         if match.start() > position:
@@ -196,17 +196,17 @@ def parse(text: str, where: str, *, arguments: bool = True) -> Parts:
     return tuple(parts)
 
 
-def _hole(match: re.Match[str], where: str) -> Hole:
+def _hole(match: re.Match[str], where: str) -> Placeholder:
     source = match[0]
     if match["classic"] is not None:
-        return Hole("args.", match["classic"], None, typed=False, source=source)
+        return Placeholder("args.", match["classic"], None, typed=False, source=source)
     if match["dollar"] is not None:
-        return Hole("$", match["dollar"], None, typed=True, source=source)
+        return Placeholder("$", match["dollar"], None, typed=True, source=source)
     encoder = match["encoder"]
     if encoder is not None and encoder not in _ENCODERS:
         raise ValueError(f"{where}: {source}: there is no encoder {encoder!r}; there are {', '.join(_ENCODERS)}")
     kind, dot, name = match["name"].partition(".")
-    return Hole(kind + dot, name, encoder, typed=True, source=source)
+    return Placeholder(kind + dot, name, encoder, typed=True, source=source)
 
 
 # json.dumps makes an encoder for each call that asks for anything but the defaults.

@@ -4,7 +4,7 @@ A plan is immutable, knows nothing of pydantic and holds compiled templates and 
 template is validated, so that a mistake in any part of it is a validation error, and cached by the value of the
 template, because the stock `UtcpClient` validates an equal template anew for every call.
 
-It has two halves. What belongs to the *connection* (`ConnectionPlan`) decides, together with URL, headers and
+It has two halves. What belongs to the *connection* (`ConnectionSettings`) decides, together with URL, headers and
 credentials, which calls may share one; what belongs to the *exchange* is the rest.
 """
 
@@ -21,9 +21,9 @@ from .extraction import Extraction, compile_extraction
 from .filters import Filter, compile_filter
 from .messages import MessageTemplate, compile_message
 from .urls import UrlTemplate, compile_url
-from .values import Template, Values, compile_template, render_number
+from .values import RenderContext, Template, compile_template, render_number
 
-__all__ = ["AutoReply", "ConnectionPlan", "Endpoint", "Plan", "Step", "compile_connection", "compile_plan"]
+__all__ = ["AutoReply", "ConnectionSettings", "Endpoint", "Plan", "Step", "compile_connection", "compile_plan"]
 
 ResponseFormat = Literal["json", "text", "raw"]
 Placeholders = MessageTemplate | Template | UrlTemplate | Filter
@@ -57,7 +57,7 @@ class AutoReply:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ConnectionPlan:
+class ConnectionSettings:
     """How a connection is opened, kept and closed. Equal plans may share connections."""
 
     key: str
@@ -73,7 +73,7 @@ class ConnectionPlan:
     multiplex: bool
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ConnectionPlan) and self.key == other.key
+        return isinstance(other, ConnectionSettings) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -87,12 +87,12 @@ class Endpoint:
     url: str
     headers: tuple[tuple[str, str], ...]
     credentials: Hashable
-    connection: ConnectionPlan
-    label: str = field(init=False, compare=False)
+    connection: ConnectionSettings
+    display_url: str = field(init=False, compare=False)
     _hash: int = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "label", display_url(self.url))
+        object.__setattr__(self, "display_url", display_url(self.url))
         # Looked up at every call.
         shared = (self.manual, self.url, self.headers, self.credentials, self.connection)
         object.__setattr__(self, "_hash", hash(shared))
@@ -101,7 +101,7 @@ class Endpoint:
         return self._hash
 
     def __repr__(self) -> str:
-        return f"<Endpoint {self.label} of {self.manual}>"
+        return f"<Endpoint {self.display_url} of {self.manual}>"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,7 +116,7 @@ class Plan:
         endpoints: The endpoint per manual, where no argument is part of it.
     """
 
-    connection: ConnectionPlan
+    connection: ConnectionSettings
     url: UrlTemplate
     headers: tuple[tuple[str, str], ...]
     header_fields: tuple[str, ...]
@@ -195,7 +195,7 @@ def compile_plan(fields: Mapping[str, Any]) -> Plan:
     elif isinstance(response_timeout, str):
         response_timeout = compile_template(response_timeout, "response_timeout")
         if response_timeout.is_static:
-            response_timeout = render_number(response_timeout, Values({}, ""))
+            response_timeout = render_number(response_timeout, RenderContext({}, ""))
 
     exchange: list[Placeholders] = [part for part in (message, *filters) if part is not None]
     if isinstance(response_timeout, Template):
@@ -240,7 +240,7 @@ def compile_plan(fields: Mapping[str, Any]) -> Plan:
     )
 
 
-def compile_connection(fields: Mapping[str, Any]) -> ConnectionPlan:
+def compile_connection(fields: Mapping[str, Any]) -> ConnectionSettings:
     """Compile what belongs to the connection: its settings and the conversations at its two ends.
 
     Raises:
@@ -270,7 +270,7 @@ def compile_connection(fields: Mapping[str, Any]) -> ConnectionPlan:
             "multiplex",
         )
     }
-    return ConnectionPlan(
+    return ConnectionSettings(
         key=json.dumps(settings),
         subprotocol=fields["protocol"],
         compression=fields["compression"] is not None,

@@ -5,21 +5,21 @@ from __future__ import annotations
 import re
 from urllib.parse import quote
 
-from .placeholders import Hole, Parts, Values, parse
-from .values import Compiled, holes_of
+from .placeholders import Parts, Placeholder, RenderContext, parse
+from .values import CompiledTemplate, placeholders_of
 
 __all__ = ["UrlTemplate", "compile_url"]
 
 _BEFORE_PATH = re.compile(r"(?:[^/?#]*://)?[^/?#]*")
 
 
-class UrlTemplate(Compiled):
+class UrlTemplate(CompiledTemplate):
     """A URL with holes in its path and query."""
 
     __slots__ = ("_authority", "_path", "_query")
 
     def __init__(self, source: str, where: str, authority: str, path: Parts, query: Parts | None) -> None:
-        super().__init__(source, where, holes_of([*path, *(query or ())]))
+        super().__init__(source, where, placeholders_of([*path, *(query or ())]))
         self._authority = authority
         self._path = path
         self._query = query
@@ -29,17 +29,17 @@ class UrlTemplate(Compiled):
         """The URL up to its path, which no argument can change."""
         return self._authority
 
-    def render(self, values: Values) -> str:
+    def render(self, values: RenderContext) -> str:
         """The URL with its holes filled, percent-encoded, so that none adds a segment, a parameter or a fragment.
 
         Raises:
             ValueError: A value makes a segment ``.`` or ``..``, or a variable was not resolved.
         """
         if "${" in self._authority:
-            names = ", ".join(hole.source for hole in holes_of(parse(self._authority, self.where)))
+            names = ", ".join(hole.source for hole in placeholders_of(parse(self._authority, self.where)))
             raise ValueError(f"{self.where}: has a variable that was not resolved: {names}")
         path = "".join(part if isinstance(part, str) else _quoted(part, values) for part in self._path)
-        if holes_of(self._path) and any(segment in (".", "..") for segment in path.split("/")):
+        if placeholders_of(self._path) and any(segment in (".", "..") for segment in path.split("/")):
             raise ValueError(f"{self.where}: an argument makes the path segment '.' or '..'")
         if self._query is None:
             return self._authority + path
@@ -56,7 +56,7 @@ def compile_url(url: str, where: str) -> UrlTemplate:
     before_path = _BEFORE_PATH.match(url)
     assert before_path is not None
     authority = before_path[0]
-    for hole in holes_of(parse(authority, where)):
+    for hole in placeholders_of(parse(authority, where)):
         if hole.kind != "$":
             raise ValueError(f"{where}: {hole.source} may only stand in path and query")
     path, question_mark, query = url[len(authority) :].partition("?")
@@ -65,7 +65,7 @@ def compile_url(url: str, where: str) -> UrlTemplate:
     return UrlTemplate(url, where, authority, parse(path, where), parse(query, where) if question_mark else None)
 
 
-def _quoted(hole: Hole, values: Values) -> str:
+def _quoted(hole: Placeholder, values: RenderContext) -> str:
     if hole.kind == "$" and hole.name not in values.args:
         return hole.source
     text = hole.text(values)

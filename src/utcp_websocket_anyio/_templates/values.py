@@ -7,24 +7,24 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from .placeholders import Hole, Parts, Render, Values, json_text, parse
+from .placeholders import Parts, Placeholder, Render, RenderContext, json_text, parse
 
 __all__ = [
-    "Compiled",
+    "CompiledTemplate",
+    "RenderContext",
     "Template",
-    "Values",
+    "compile_renderer",
     "compile_template",
     "declare_inputs",
     "encode_arguments",
-    "filled",
-    "holes_of",
-    "is_alone",
+    "is_single_placeholder",
+    "placeholders_of",
     "render_number",
-    "renderer",
+    "render_text",
 ]
 
 
-class Compiled:
+class CompiledTemplate:
     """What is known of any compiled template.
 
     Attributes:
@@ -38,7 +38,7 @@ class Compiled:
 
     __slots__ = ("arguments", "captures", "dollar_names", "is_static", "source", "uses_call_id", "where")
 
-    def __init__(self, source: Any, where: str, holes: Iterable[Hole]) -> None:
+    def __init__(self, source: Any, where: str, holes: Iterable[Placeholder]) -> None:
         holes = list(holes)
         self.source = source
         self.where = where
@@ -52,16 +52,16 @@ class Compiled:
         return f"<{type(self).__name__} {self.where}>"
 
 
-class Template(Compiled):
+class Template(CompiledTemplate):
     """A JSON value with holes."""
 
     __slots__ = ("_render",)
 
-    def __init__(self, source: Any, where: str, holes: Iterable[Hole], render: Render) -> None:
+    def __init__(self, source: Any, where: str, holes: Iterable[Placeholder], render: Render) -> None:
         super().__init__(source, where, holes)
         self._render = render
 
-    def render(self, values: Values) -> Any:
+    def render(self, values: RenderContext) -> Any:
         """The value with its holes filled; a placeholder alone in a string keeps the type of what it stands for."""
         return self._render(values)
 
@@ -76,8 +76,8 @@ def compile_template(value: Any, where: str, *, arguments: bool = True) -> Templ
     Raises:
         ValueError: It has a placeholder that cannot be.
     """
-    holes: list[Hole] = []
-    render = renderer(value, where, arguments, holes)
+    holes: list[Placeholder] = []
+    render = compile_renderer(value, where, arguments, holes)
     return Template(value, where, holes, render)
 
 
@@ -88,7 +88,7 @@ def encode_arguments(arguments: Mapping[str, Any], *, without: Collection[str]) 
     return json_text(arguments if isinstance(arguments, dict) else dict(arguments))
 
 
-def render_number(template: Template, values: Values) -> float:
+def render_number(template: Template, values: RenderContext) -> float:
     """A template that has to give a positive number, or a string of one.
 
     Raises:
@@ -119,36 +119,36 @@ def declare_inputs(value: Any, names: Collection[str]) -> Any:
     return value
 
 
-def filled(parts: Parts, values: Values) -> str:
+def render_text(parts: Parts, values: RenderContext) -> str:
     """A string with its holes filled as text."""
     return "".join(part if isinstance(part, str) else part.text(values) for part in parts)
 
 
-def is_alone(parts: Parts) -> bool:
+def is_single_placeholder(parts: Parts) -> bool:
     """Whether a string is one placeholder that keeps its type."""
-    return len(parts) == 1 and isinstance(parts[0], Hole) and parts[0].typed
+    return len(parts) == 1 and isinstance(parts[0], Placeholder) and parts[0].typed
 
 
-def holes_of(parts: Iterable[str | Hole]) -> list[Hole]:
+def placeholders_of(parts: Iterable[str | Placeholder]) -> list[Placeholder]:
     """The placeholders of a string."""
-    return [part for part in parts if isinstance(part, Hole)]
+    return [part for part in parts if isinstance(part, Placeholder)]
 
 
-def renderer(value: Any, where: str, arguments: bool, holes: list[Hole]) -> Render:
+def compile_renderer(value: Any, where: str, arguments: bool, holes: list[Placeholder]) -> Render:
     """What fills the holes of a JSON value; they are added to `holes`."""
     if isinstance(value, str):
         parts = parse(value, where, arguments=arguments)
-        found = holes_of(parts)
+        found = placeholders_of(parts)
         holes += found
         if not found:
             return lambda values: value
-        if is_alone(parts):
+        if is_single_placeholder(parts):
             return found[0].value
-        return lambda values: filled(parts, values)
+        return lambda values: render_text(parts, values)
     if isinstance(value, dict):
-        members = {key: renderer(item, f"{where}.{key}", arguments, holes) for key, item in value.items()}
+        members = {key: compile_renderer(item, f"{where}.{key}", arguments, holes) for key, item in value.items()}
         return lambda values: {key: render(values) for key, render in members.items()}
     if isinstance(value, list):
-        items = [renderer(item, f"{where}[{index}]", arguments, holes) for index, item in enumerate(value)]
+        items = [compile_renderer(item, f"{where}[{index}]", arguments, holes) for index, item in enumerate(value)]
         return lambda values: [render(values) for render in items]
     return lambda values: value

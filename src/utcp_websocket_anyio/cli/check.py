@@ -19,7 +19,7 @@ from .._calls.discovery import discover
 from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
 from .._templates.messages import MessageTemplate
 from .._templates.plan import Plan, Step
-from .._templates.values import Values, encode_arguments
+from .._templates.values import RenderContext, encode_arguments
 from .arguments import read_arguments, signature
 from .explain import explain
 from .failures import Failure, as_failures
@@ -121,7 +121,7 @@ def _of_tool(tool: Tool, own: Any, source: Source, access: Access, pairs: Pairs 
         schemas = tool.inputs.properties or {}
         defaults = {name: schema.default for name, schema in schemas.items() if "default" in schema.model_fields_set}
         arguments = {**defaults, **read_arguments(tool, pairs)}
-        finding.sends = list(_sends(resolved.plan, Values(arguments, tool.name)))
+        finding.sends = list(_sends(resolved.plan, RenderContext(arguments, tool.name)))
     return finding
 
 
@@ -138,7 +138,7 @@ def _notes(values: Mapping[str, Any], source: Source, access: Access) -> list[st
     return notes
 
 
-def _sends(plan: Plan, values: Values) -> Iterator[tuple[str, str | bytes]]:
+def _sends(plan: Plan, values: RenderContext) -> Iterator[tuple[str, str | bytes]]:
     """When a call sends what, on a connection of its own. Captured values are shown by their names."""
     try:
         yield "connects to", plan.url.render(values)

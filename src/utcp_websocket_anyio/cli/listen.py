@@ -18,7 +18,7 @@ import click
 from .._calls.request import prepare
 from .._connections.connection import Connection
 from .._connections.connector import Connector
-from .._connections.statistics import Tally
+from .._connections.statistics import Counters
 from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
 from .._wire import Wire
 from ..errors import WebSocketClosedError
@@ -146,10 +146,10 @@ async def _connect(found: Found, session: _Session) -> Connection:
     silent = dataclasses.replace(settings, on_connect=(), auto_reply=(), on_close=())
     plan = dataclasses.replace(plan, connection=silent, endpoints={})
     request = prepare(plan, "", arguments, manual=template.name)
-    with waiting(f"connecting to {request.endpoint.label}"):
-        opened = await Connector(None, Tally()).connect(request.endpoint, plan)
-    console(err=True).print(f"connected to {request.endpoint.label}", style="dim", markup=False)
-    return Connection(_ShownWire(opened.wire, session.show), settings, label=opened.label)
+    with waiting(f"connecting to {request.endpoint.display_url}"):
+        opened = await Connector(None, Counters()).connect(request.endpoint, plan)
+    console(err=True).print(f"connected to {request.endpoint.display_url}", style="dim", markup=False)
+    return Connection(_ShownWire(opened.wire, session.show), settings, display_url=opened.display_url)
 
 
 class _ShownWire(Wire):
