@@ -41,7 +41,7 @@ class Opener:
             await self.gate.wait()
         if self.failure is not None:
             raise self.failure
-        connection = FakeConnection(endpoint.connection)
+        connection = FakeConnection(endpoint.settings)
         self.opened.append(connection)
         return connection
 
@@ -300,7 +300,7 @@ async def test_after_an_unanswered_request_only_who_expects_no_answer_gets_the_c
 
 async def test_a_shared_connection_is_opened_once_for_all_who_come_meanwhile() -> None:
     opener = Opener(gate=anyio.Event())
-    endpoint = cast(Any, FakeEndpoint(connection=FakeConnectionSettings(multiplex=True)))
+    endpoint = cast(Any, FakeEndpoint(settings=FakeConnectionSettings(multiplex=True)))
     plan = FakePlan(max_connections=1)
     got: list[Any] = []
     async with pool_with(opener) as pool:
@@ -319,7 +319,7 @@ async def test_a_shared_connection_is_opened_once_for_all_who_come_meanwhile() -
 
 async def test_when_the_one_who_opens_a_shared_connection_is_cancelled_the_next_opens_it() -> None:
     opener = Opener(gate=anyio.Event())
-    endpoint = cast(Any, FakeEndpoint(connection=FakeConnectionSettings(multiplex=True)))
+    endpoint = cast(Any, FakeEndpoint(settings=FakeConnectionSettings(multiplex=True)))
     plan = FakePlan(max_connections=1)
     got: list[Any] = []
     async with pool_with(opener) as pool:
@@ -348,7 +348,7 @@ async def test_when_the_one_who_opens_a_shared_connection_is_cancelled_the_next_
 
 async def test_when_a_shared_connection_cannot_be_opened_everyone_who_waits_hears_it() -> None:
     opener = Opener(gate=anyio.Event(), failure=WebSocketConnectionError("no"))
-    endpoint = cast(Any, FakeEndpoint(connection=FakeConnectionSettings(multiplex=True)))
+    endpoint = cast(Any, FakeEndpoint(settings=FakeConnectionSettings(multiplex=True)))
     failures: list[BaseException] = []
     async with pool_with(opener) as pool:
 
@@ -409,7 +409,7 @@ async def test_a_cancelled_block_aborts_all_but_the_connections_that_say_farewel
     opener = Opener()
     plain, polite = (
         cast(Any, FakeEndpoint()),
-        cast(Any, FakeEndpoint(connection=FakeConnectionSettings(on_close=("bye",)))),
+        cast(Any, FakeEndpoint(settings=FakeConnectionSettings(on_close=("bye",)))),
     )
     async with pool_with(opener) as pool:
         first, second = await get(pool, plain), await get(pool, polite)

@@ -136,7 +136,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def open_one(self) -> None:
         def opened() -> None:
-            connection = FakeConnection(FakeEndpoint().connection)
+            connection = FakeConnection(FakeEndpoint().settings)
             self.open.append(connection)
             self.opening.popleft().set_result(connection)
 

@@ -21,7 +21,7 @@ class FakeConnectionSettings:
 class FakeEndpoint:
     manual: str = "manual"
     display_url: str = "ws://127.0.0.1/"
-    connection: FakeConnectionSettings = FakeConnectionSettings()
+    settings: FakeConnectionSettings = FakeConnectionSettings()
 
 
 @dataclass

@@ -702,12 +702,12 @@ def test_the_steps_of_a_plan_have_their_parts_in_order() -> None:
         on_close=[{"send": "{{captured.session}}"}],
         auto_reply=[{"match": {"type": "ping"}, "reply": {"type": "pong", "of": "{{captured.session}}"}}],
     ).plan
-    (step,) = plan.connection.on_connect
+    (step,) = plan.settings.on_connect
     assert [part.where for part in step.parts] == ["on_connect[0].send", "on_connect[0].expect", "on_connect[0].reject"]
     assert list(step.capture) == ["session"]
     assert [[part.where for part in each.parts] for each in plan.before] == [["before[0].expect"], ["before[1].send"]]
-    assert plan.connection.on_close[0].parts[0].captures == {"session"}
-    assert plan.connection.auto_reply[0].reply.captures == {"session"}
+    assert plan.settings.on_close[0].parts[0].captures == {"session"}
+    assert plan.settings.auto_reply[0].reply.captures == {"session"}
     assert plan.arguments == {"a"}
 
 
@@ -893,7 +893,7 @@ def test_a_template_built_without_validation_is_compiled_when_it_is_used() -> No
 def test_only_templates_with_the_same_connection_settings_share_connections(
     fields: dict[str, Any], shared: bool
 ) -> None:
-    one, other = template().plan.connection, template(**fields).plan.connection
+    one, other = template().plan.settings, template(**fields).plan.settings
     assert (one == other) is shared
     assert (len({one, other}) == 1) is shared
     assert one != "something else"
@@ -907,7 +907,7 @@ def test_credentials_are_a_part_of_what_is_shared() -> None:
 
 def test_an_endpoint_shows_no_query() -> None:
     plan = template().plan
-    endpoint = Endpoint("manual", "wss://example.com/a?token=SECRET", (("X", "SECRET"),), None, plan.connection)
+    endpoint = Endpoint("manual", "wss://example.com/a?token=SECRET", (("X", "SECRET"),), None, plan.settings)
     assert repr(endpoint) == "<Endpoint wss://example.com/a of manual>"
 
 

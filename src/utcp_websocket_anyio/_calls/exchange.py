@@ -80,9 +80,9 @@ class Exchange:
             open_ended=expected is None,
             display_url=request.endpoint.display_url,
         )
-        self._shared = plan.connection.multiplex
+        self._shared = plan.settings.multiplex
         if self._shared:
-            self._mailbox = Mailbox(plan.connection.max_message_size)
+            self._mailbox = Mailbox(plan.settings.max_message_size)
 
     # Driving
 

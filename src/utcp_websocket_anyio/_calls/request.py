@@ -90,7 +90,7 @@ def _endpoint(plan: Plan, values: RenderContext, manual: str) -> Endpoint:
         url=plan.url.render(values),
         headers=_headers(plan, values.args),
         credentials=plan.credentials,
-        connection=plan.connection,
+        settings=plan.settings,
     )
     if plan.url.is_static and not plan.header_fields:
         plan.endpoints[manual] = endpoint

@@ -95,7 +95,7 @@ class Connector:
 
     async def _handshake(self, endpoint: Endpoint, plan: Plan, token: str | None) -> Connection:
         credentials = handshake_credentials(plan.auth, token)
-        settings = endpoint.connection
+        settings = endpoint.settings
         target = Target(
             url=add_query(endpoint.url, credentials.query),
             endpoint=endpoint.display_url,

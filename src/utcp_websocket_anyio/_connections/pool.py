@@ -55,7 +55,7 @@ class _Site:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.shared = endpoint.connection.multiplex
+        self.shared = endpoint.settings.multiplex
         self.connections: set[Connection] = set()
         self.idle: list[Connection] = []
         self.slots_lent = 0

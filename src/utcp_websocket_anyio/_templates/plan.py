@@ -87,14 +87,14 @@ class Endpoint:
     url: str
     headers: tuple[tuple[str, str], ...]
     credentials: Hashable
-    connection: ConnectionSettings
+    settings: ConnectionSettings
     display_url: str = field(init=False, compare=False)
     _hash: int = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "display_url", display_url(self.url))
         # Looked up at every call.
-        shared = (self.manual, self.url, self.headers, self.credentials, self.connection)
+        shared = (self.manual, self.url, self.headers, self.credentials, self.settings)
         object.__setattr__(self, "_hash", hash(shared))
 
     def __hash__(self) -> int:
@@ -116,7 +116,7 @@ class Plan:
         endpoints: The endpoint per manual, where no argument is part of it.
     """
 
-    connection: ConnectionSettings
+    settings: ConnectionSettings
     url: UrlTemplate
     headers: tuple[tuple[str, str], ...]
     header_fields: tuple[str, ...]
@@ -178,11 +178,11 @@ def compile_plan(fields: Mapping[str, Any]) -> Plan:
         ValueError: A field, or a combination of fields, makes no sense. The text starts with the field's name.
     """
     _check_combinations(fields)
-    connection = compile_connection(fields)
+    settings = compile_connection(fields)
     before = _steps(fields["before"], "before", arguments=True)
     _check_captures(
         [part for step in before for part in step.parts],
-        known=_captured(connection.on_connect, connection.auto_reply, before),
+        known=_captured(settings.on_connect, settings.auto_reply, before),
     )
     message = None if fields["message"] is None else compile_message(fields["message"], "message")
     filters = [
@@ -200,13 +200,13 @@ def compile_plan(fields: Mapping[str, Any]) -> Plan:
     exchange: list[Placeholders] = [part for part in (message, *filters) if part is not None]
     if isinstance(response_timeout, Template):
         exchange.append(response_timeout)
-    _check_captures(exchange, known=_captured(connection.on_connect, connection.auto_reply, before))
+    _check_captures(exchange, known=_captured(settings.on_connect, settings.auto_reply, before))
     _check_captures([url], known=frozenset())
     steps = [part for step in before for part in step.parts]
     header_fields = tuple(fields["header_fields"] or ())
     close_after_response = fields["close_after_response"]
     return Plan(
-        connection=connection,
+        settings=settings,
         url=url,
         headers=tuple((fields["headers"] or {}).items()),
         header_fields=header_fields,
@@ -214,7 +214,7 @@ def compile_plan(fields: Mapping[str, Any]) -> Plan:
         credentials=credential_key(fields["auth"]),
         connection_timeout=fields["connection_timeout"],
         reconnect_attempts=fields["reconnect_attempts"],
-        max_connections=1 if connection.multiplex else fields["max_connections"],
+        max_connections=1 if settings.multiplex else fields["max_connections"],
         timeout=fields["timeout"],
         message=message,
         listen_only=fields["listen_only"],

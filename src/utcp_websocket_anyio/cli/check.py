@@ -145,7 +145,7 @@ def _sends(plan: Plan, values: RenderContext) -> Iterator[tuple[str, str | bytes
     except ValueError:
         yield "connects to", str(plan.url.source)
     values.captured = _Names()
-    parts = [*_messages("on_connect", plan.connection.on_connect), *_messages("before", plan.before)]
+    parts = [*_messages("on_connect", plan.settings.on_connect), *_messages("before", plan.before)]
     if plan.message is not None:
         parts.append(("message", plan.message))
     for number, (where, message) in enumerate(parts, 1):

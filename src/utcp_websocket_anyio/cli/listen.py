@@ -142,9 +142,9 @@ async def _connect(found: Found, session: _Session) -> Connection:
     if session.protocol is not None:
         values["protocol"] = session.protocol
     plan = serializer.validate_dict(values).plan
-    settings = plan.connection
+    settings = plan.settings
     silent = dataclasses.replace(settings, on_connect=(), auto_reply=(), on_close=())
-    plan = dataclasses.replace(plan, connection=silent, endpoints={})
+    plan = dataclasses.replace(plan, settings=silent, endpoints={})
     request = prepare(plan, "", arguments, manual=template.name)
     with waiting(f"connecting to {request.endpoint.display_url}"):
         opened = await Connector(None, Counters()).connect(request.endpoint, plan)
