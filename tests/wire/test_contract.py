@@ -139,6 +139,79 @@ async def test_a_ping_waits_for_the_message_in_front_of_it(connect: Opener) -> N
             wire.abort()
 
 
+async def test_a_ping_returns_at_any_sign_of_life(connect: Opener) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        for reply in (PONG, TEXT):
+            opcode, payload = await peer.receive_frame()
+            assert opcode == PING
+            await peer.send_frame(reply, payload)
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            wire = await connect(url)
+            async with anyio.create_task_group() as task_group:
+                task_group.start_soon(wire.receive)
+                await wire.ping()
+                before = wire.progress
+                await wire.ping()
+                assert wire.progress > before
+            wire.abort()
+
+
+async def test_a_ping_that_is_cancelled_harms_nothing_and_one_on_a_lost_connection_says_so(connect: Opener) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        assert [(await peer.receive_frame())[0] for _ in range(2)] == [PING, TEXT]
+        await peer.send("still there")
+        await peer.receive_frame()
+        await peer.reset()
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            wire = await connect(url)
+            with anyio.move_on_after(0.05):
+                await wire.ping()
+            await wire.send("there?")
+            assert await wire.receive() == "still there"
+            async with anyio.create_task_group() as task_group:
+                with pytest.raises(WebSocketClosedError):
+                    task_group.start_soon(expect_closed, wire)
+                    await wire.ping()
+            wire.abort()
+
+
+async def expect_closed(wire: Wire) -> None:
+    with pytest.raises(WebSocketClosedError):
+        await wire.receive()
+
+
+@pytest.mark.parametrize("compression", [False, True])
+async def test_a_message_may_be_sent_in_fragments(connect: Opener, compression: bool) -> None:
+    frames: list[tuple[int, bytes]] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        frames.extend([await peer.receive_frame() for _ in range(3)])
+        await peer.send("done")
+
+    with anyio.fail_after(10):
+        async with echo_server(compression=compression) as url:
+            wire = await connect(url, compression=compression, compression_threshold=10)
+            messages: list[str | bytes] = ["x" * 100, b"y" * 10, b"", "\u20ac" * 5, "z"]
+            for message in messages:
+                await wire.send(message, fragment=7)
+                assert await wire.receive() == message
+            await wire.close()
+        if not compression:
+            async with peer(script) as url:
+                wire = await connect(url)
+                await wire.send("abcdefg", fragment=3)
+                assert await wire.receive() == "done"
+                assert frames == [(TEXT, b"abc"), (CONTINUATION, b"def"), (CONTINUATION, b"g")]
+                wire.abort()
+
+
 async def test_what_nobody_receives_is_told_of_where_it_arrives_by_itself(connect: Opener) -> None:
     more = [anyio.Event() for _ in range(3)]
 
@@ -441,7 +514,7 @@ async def test_the_handshake_carries_headers_and_subprotocol_and_no_origin(conne
     with anyio.fail_after(10):
         async with peer(script) as url:
             wire = await connect(
-                url + "path?a=b", headers=(("X-One", "1"), ("Authorization", "Bearer t")), subprotocol="chat"
+                url + "path?a=b", headers=(("X-One", "1"), ("Authorization", "Bearer t")), subprotocols=("chat",)
             )
             wire.abort()
     assert requests[0].request.startswith("GET /path?a=b HTTP/1.1\r\n")
@@ -516,7 +589,7 @@ async def test_a_server_that_takes_another_subprotocol_or_none_breaks_the_protoc
     with anyio.fail_after(10):
         async with peer(script) as url:
             with pytest.raises(WebSocketProtocolError):
-                await connect(url, subprotocol="chat")
+                await connect(url, subprotocols=("chat",))
 
 
 async def test_nobody_listening_is_a_transient_failure(connect: Opener) -> None:

@@ -100,7 +100,7 @@ class Connector:
             url=add_query(endpoint.url, credentials.query),
             endpoint=endpoint.display_url,
             headers=merge_headers(endpoint.headers, credentials.headers),
-            subprotocol=settings.subprotocol,
+            subprotocols=() if settings.subprotocol is None else (settings.subprotocol,),
             compression=settings.compression,
             compression_threshold=settings.compression_threshold,
             max_message_size=settings.max_message_size,

@@ -45,6 +45,9 @@ class PushedWire(Wire):
         self._turns = 0
         self._arrival: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
+        self._life: asyncio.Future[None] | None = None
+        self._bytes_read = 0
+        self._bytes_given = 0
         self._told: Callable[[], None] | None = None
         self._is_telling = False
         self._pings = Pings()
@@ -54,7 +57,7 @@ class PushedWire(Wire):
     # What an engine adds
 
     @abstractmethod
-    def _send_message(self, data: str | bytes) -> None:
+    def _send_message(self, data: str | bytes, fragment: int | None) -> None:
         """Give a message to the transport, whole."""
 
     @abstractmethod
@@ -79,6 +82,10 @@ class PushedWire(Wire):
         self._transport = transport
         self._tls = transport.get_extra_info("ssl_object")
         self._readable = Readable(transport.get_extra_info("socket").fileno())
+
+    def _have_read(self, size: int) -> None:
+        self._bytes_read += size
+        self._wake(self._life)
 
     def _pushed(self, message: str | bytes, size: int) -> None:
         self._queue.append(message)
@@ -113,6 +120,7 @@ class PushedWire(Wire):
         self.closed = error
         self._wake(self._arrival)
         self._wake(self._writable)
+        self._wake(self._life)
         if self._told is not None:
             self._tell_soon()
 
@@ -147,15 +155,25 @@ class PushedWire(Wire):
     def current_time(self) -> float:
         return self._loop.time()
 
+    @property
+    def progress(self) -> int:
+        unsent = 0 if self._transport is None else self._transport.get_write_buffer_size()
+        return self._bytes_read + self._bytes_given - unsent
+
+    def has_unread_data(self) -> bool:
+        return self.pending()
+
     def pending(self) -> bool:
         if self._queue or self.closed is not None or self._turns or self._is_amid_message():
             return True
         return self._readable is not None and self._readable()
 
-    async def send(self, data: str | bytes) -> None:
+    async def send(self, data: str | bytes, fragment: int | None = None) -> None:
         self._check_open()
-        self._send_message(data)
-        self.bytes_sent += size_of(data)
+        self._send_message(data, fragment)
+        size = size_of(data)
+        self.bytes_sent += size
+        self._bytes_given += size
         while self._writable is not None and self.closed is None and self._waits_for_room:
             await asyncio.shield(self._writable)
 
@@ -224,8 +242,15 @@ class PushedWire(Wire):
         self._send_ping(self._pings.next(answered))
         return True
 
-    async def ping(self, answered: Callable[[], None]) -> None:
-        self.ping_nowait(answered)
+    async def ping(self, answered: Callable[[], None] | None = None) -> None:
+        if answered is not None:
+            self.ping_nowait(answered)
+            return
+        self.ping_nowait(lambda: None)
+        if self._life is None or self._life.done():
+            self._life = self._loop.create_future()
+        await asyncio.shield(self._life)
+        self._check_open()
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         if self._gone.done():
@@ -282,6 +307,7 @@ class StreamWire(PushedWire, asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._have_read(nbytes)
         self._fed(bytes(self._buffer[:nbytes]))
 
     def eof_received(self) -> bool:
@@ -307,6 +333,7 @@ class StreamWire(PushedWire, asyncio.BufferedProtocol):
             self._pinged(answers)
         else:
             self._write(answers)
+        self.subprotocol = session.subprotocol
         if not self.opened.done() and (session.is_open or session.closed is not None):
             self.opened.set_result(None)
         if session.closed is not None:
@@ -323,9 +350,9 @@ class StreamWire(PushedWire, asyncio.BufferedProtocol):
         # What the buffer has no room for stays with TLS.
         return self._session.is_amid_message or (self._tls is not None and self._tls.pending() > 0)
 
-    def _send_message(self, data: str | bytes) -> None:
+    def _send_message(self, data: str | bytes, fragment: int | None) -> None:
         assert self._transport is not None
-        for piece in self._session.message(data):
+        for piece in self._session.message(data, fragment):
             self._transport.write(piece)
 
     def _send_ping(self, payload: bytes) -> None:

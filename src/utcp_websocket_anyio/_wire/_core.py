@@ -47,6 +47,8 @@ _LONGEST_HEAD = 64 * 1024
 _WHOLE_TEXT, _WHOLE_BINARY = 0x81, 0x82
 _WHOLE_MESSAGE = (_WHOLE_TEXT, _WHOLE_BINARY)
 _PING, _PONG = 0x89, 0x8A
+_CONTINUATION = 0x00
+_FINAL = 0x80
 _MASKED = 0x80
 _LENGTH_BYTES = {126: 2, 127: 8}
 
@@ -83,7 +85,7 @@ class Session:
         self._protocol = ClientProtocol(
             parse_uri(target.url),
             extensions=[ClientPerMessageDeflateFactory(client_max_window_bits=True)] if target.compression else None,
-            subprotocols=[target.subprotocol] if target.subprotocol is not None else None,  # type: ignore[list-item]
+            subprotocols=list(target.subprotocols) or None,  # type: ignore[arg-type]
             max_size=target.max_message_size,
             logger=_silent,
         )
@@ -179,8 +181,8 @@ class Session:
                 self._deliver(self._is_text, self._taken())
         return len(part)
 
-    def message(self, data: str | bytes) -> Iterable[bytes]:
-        """The frame of a message, in pieces.
+    def message(self, data: str | bytes, fragment: int | None = None) -> Iterable[bytes]:
+        """The frames of a message, in pieces: one, or of at most `fragment` bytes of payload each.
 
         Raises:
             WebSocketError: The connection is closed.
@@ -189,7 +191,16 @@ class Session:
         is_text = isinstance(data, str)
         payload = data.encode() if isinstance(data, str) else data
         if not self._protocol.extensions or len(payload) < self._target.compression_threshold:
-            return _masked_frame(_WHOLE_TEXT if is_text else _WHOLE_BINARY, payload)
+            first = _WHOLE_TEXT if is_text else _WHOLE_BINARY
+            if fragment is None or len(payload) <= fragment:
+                return _masked_frame(first, payload)
+            return _fragments(first, payload, fragment)
+        if fragment is not None and len(payload) > fragment:
+            (self._protocol.send_text if is_text else self._protocol.send_binary)(payload[:fragment], fin=False)
+            for start in range(fragment, len(payload), fragment):
+                stop = start + fragment
+                self._protocol.send_continuation(payload[start:stop], fin=stop >= len(payload))
+            return [self.to_send()]
         (self._protocol.send_text if is_text else self._protocol.send_binary)(payload)
         return [self.to_send()]
 
@@ -213,6 +224,11 @@ class Session:
     def is_amid_message(self) -> bool:
         """Whether something of a message was received that is not taken yet."""
         return bool(self.messages or self._header or self._missing) or self._is_fragmented
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The one that the server chose."""
+        return self._protocol.subprotocol
 
     @property
     def close_received(self) -> bool:
@@ -262,10 +278,9 @@ class Session:
     def _opened(self) -> None:
         failure = self._protocol.handshake_exc
         if failure is None:
-            if self._protocol.subprotocol != self._target.subprotocol:
+            if self._target.subprotocols and self._protocol.subprotocol is None:
                 self.closed = WebSocketProtocolError(
-                    f"the server did not take the subprotocol {self._target.subprotocol!r}",
-                    endpoint=self._target.endpoint,
+                    "the server chose none of the subprotocols that were offered", endpoint=self._target.endpoint
                 )
             self.is_open = self.closed is None
         elif isinstance(failure, NegotiationError):
@@ -365,6 +380,15 @@ def refused(status: int, endpoint: str) -> WebSocketConnectionError:
 
 def user_agent() -> str:
     return f"utcp-websocket-anyio/{__version__} Python/{platform.python_version()}"
+
+
+def _fragments(first: int, payload: bytes, size: int) -> Iterator[bytes]:
+    """A message in frames of at most `size` bytes of payload."""
+    opcode = first & ~_FINAL
+    for start in range(0, len(payload), size):
+        stop = start + size
+        yield from _masked_frame(opcode if stop < len(payload) else opcode | _FINAL, payload[start:stop])
+        opcode = _CONTINUATION
 
 
 def _masked_frame(first: int, payload: bytes) -> Iterator[bytes]:

@@ -38,7 +38,7 @@ class Target:
         url: What is connected to; complete, credentials in the query included.
         endpoint: The URL as it may be shown.
         headers: Added to the handshake; they have been checked.
-        subprotocol: The one to offer and to insist on.
+        subprotocols: Offered in this order; the server must choose one of them.
         compression: Whether to offer permessage-deflate (RFC 7692).
         compression_threshold: Shorter outgoing messages go uncompressed, in bytes.
         max_message_size: Longest incoming message, before and after decompression, in bytes.
@@ -48,7 +48,7 @@ class Target:
     url: str
     endpoint: str
     headers: tuple[tuple[str, str], ...] = ()
-    subprotocol: str | None = None
+    subprotocols: tuple[str, ...] = ()
     compression: bool = False
     compression_threshold: int = 1024
     max_message_size: int = 16 * 2**20
@@ -72,11 +72,34 @@ class Wire(ABC):
         closed: Why it is closed, None while it is open.
         bytes_sent: Of the messages' payload.
         bytes_received: Of the messages' payload.
+        subprotocol: The one that the server chose.
     """
 
     closed: WebSocketError | None = None
     bytes_sent: int = 0
     bytes_received: int = 0
+    subprotocol: str | None = None
+
+    @property
+    @abstractmethod
+    def progress(self) -> int:
+        """A number that grows with every byte read from the socket or written to it, as far as the engine can tell."""
+
+    @abstractmethod
+    def has_unread_data(self) -> bool:
+        """True if something has arrived that `receive` has not returned: a message, bytes of one, or the end."""
+
+    def set_data_callback(self, callback: Callable[[], None] | None) -> bool:
+        """Register a callback for data that nobody receives: a message, or the end.
+
+        Args:
+            callback: Called in one of the next turns of the loop, once for all that is there; None: no longer.
+
+        Returns:
+            False if this is not possible, because nothing arrives, and no ping is answered, unless somebody is in
+            `receive`.
+        """
+        return self.notify(callback)
 
     @abstractmethod
     def current_time(self) -> float:
@@ -87,8 +110,8 @@ class Wire(ABC):
         """Whether something has arrived that `receive` has not returned: a message, bytes of one, or the end."""
 
     @abstractmethod
-    async def send(self, data: str | bytes) -> None:
-        """Send one message: a str as text, bytes as binary.
+    async def send(self, data: str | bytes, fragment: int | None = None) -> None:
+        """Send one message: a str as text, bytes as binary; with `fragment`, in fragments of at most so many bytes.
 
         It waits while the transport is full. Cancelled half-way the wire is closed, unless the whole message is on its
         way already.
@@ -145,8 +168,17 @@ class Wire(ABC):
         """
 
     @abstractmethod
-    async def ping(self, answered: Callable[[], None]) -> None:
-        """As `ping_nowait`, but wait until it is sent. Cancelled half-way the wire is closed."""
+    async def ping(self, answered: Callable[[], None] | None = None) -> None:
+        """Send a ping and wait for a sign of life: its pong, or any other byte after the ping was written.
+
+        It needs somebody in `receive` where `set_data_callback` returns False. Cancelling it harms nothing.
+
+        Args:
+            answered: Deprecated: as `ping_nowait`, but wait until it is sent. Cancelled half-way the wire is closed.
+
+        Raises:
+            WebSocketError: The wire is closed, or was closed meanwhile.
+        """
 
     @abstractmethod
     async def close(self, code: int = 1000, reason: str = "") -> None:

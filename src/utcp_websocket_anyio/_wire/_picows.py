@@ -61,6 +61,7 @@ class PicowsWire(PushedWire):
 
     def frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
         """Take in a frame. What it raises would be logged by picows with the frame's content; so it raises nothing."""
+        self._have_read(frame.payload_size + 2)
         if self.closed is not None and frame.msg_type != _CLOSE:
             return
         if frame.rsv1 or frame.rsv2 or frame.rsv3:
@@ -158,9 +159,16 @@ class PicowsWire(PushedWire):
         # Part of a frame stays with picows, out of sight. What its buffer has no room for stays with TLS.
         return self._fragments is not None or (self._tls is not None and self._tls.pending() > 0)
 
-    def _send_message(self, data: str | bytes) -> None:
+    def _send_message(self, data: str | bytes, fragment: int | None) -> None:
         assert self._socket is not None
-        self._socket.send(_TEXT if isinstance(data, str) else _BINARY, data)
+        kind = _TEXT if isinstance(data, str) else _BINARY
+        if fragment is None:
+            self._socket.send(kind, data)
+            return
+        payload = data.encode() if isinstance(data, str) else data
+        for start in range(0, len(payload) or 1, fragment):
+            stop = start + fragment
+            self._socket.send(kind if start == 0 else _CONTINUATION, payload[start:stop], fin=stop >= len(payload))
 
     def _send_ping(self, payload: bytes) -> None:
         assert self._socket is not None
@@ -215,8 +223,8 @@ async def open_wire(target: Target) -> Wire:
     headers = list(target.headers)
     if not any(name.lower() == "user-agent" for name, _ in headers):
         headers.append(("User-Agent", user_agent()))
-    if target.subprotocol is not None:
-        headers.append(("Sec-WebSocket-Protocol", target.subprotocol))
+    if target.subprotocols:
+        headers.append(("Sec-WebSocket-Protocol", ", ".join(target.subprotocols)))
     failure: WebSocketError
     opened: socket.socket | None = None
     is_handed_over = False
@@ -248,6 +256,7 @@ async def open_wire(target: Target) -> Wire:
             raise ConnectionResetError
         fault = _negotiation_fault(transport, target)
         if fault is None:
+            wire.subprotocol = transport.response.headers.get("Sec-WebSocket-Protocol")
             return wire
         failure = fault
     except OSError as error:
@@ -282,12 +291,8 @@ def _negotiation_fault(transport: picows.WSTransport, target: Target) -> WebSock
     headers = transport.response.headers
     if headers.getall("Sec-WebSocket-Extensions", []):
         fault = "the server chose an extension that was not offered"
-    elif headers.getall("Sec-WebSocket-Protocol", []) != ([] if target.subprotocol is None else [target.subprotocol]):
-        fault = (
-            "the server chose a subprotocol that was not offered"
-            if target.subprotocol is None
-            else f"the server did not take the subprotocol {target.subprotocol!r}"
-        )
+    elif headers.getall("Sec-WebSocket-Protocol", [None]) not in [[name] for name in target.subprotocols or (None,)]:
+        fault = "the server chose none of the subprotocols that were offered"
     else:
         return None
     return WebSocketProtocolError(fault, endpoint=target.endpoint)

@@ -196,6 +196,9 @@ class TrioWire(Wire):
         self._sending = trio.Lock()
         self._begun = b""  # what is left of a frame that there was no room for
         self._pings = Pings()
+        self._life: trio.Event | None = None
+        self._bytes_read = 0
+        self._bytes_written = 0
         self._gone: trio.Event | None = None
         self._closing: trio.Event | None = None
 
@@ -206,16 +209,24 @@ class TrioWire(Wire):
             if self._session.closed is not None:
                 raise self._session.closed
             await self._digest(await self._stream.receive_some(self._chunk))
+        self.subprotocol = self._session.subprotocol
 
     def current_time(self) -> float:
         return trio.current_time()
 
+    @property
+    def progress(self) -> int:
+        return self._bytes_read + self._bytes_written
+
+    def has_unread_data(self) -> bool:
+        return self.pending()
+
     def pending(self) -> bool:
         return self.closed is not None or self._session.is_amid_message or self._arrived()
 
-    async def send(self, data: str | bytes) -> None:
+    async def send(self, data: str | bytes, fragment: int | None = None) -> None:
         self._check_open()
-        await self._write(self._session.message(data))
+        await self._write(self._session.message(data, fragment))
         self.bytes_sent += size_of(data)
 
     async def receive(self) -> str | bytes:
@@ -260,9 +271,20 @@ class TrioWire(Wire):
         self._begun = frame[sent:] if sent else b""
         return sent == len(frame)
 
-    async def ping(self, answered: Callable[[], None]) -> None:
+    async def ping(self, answered: Callable[[], None] | None = None) -> None:
+        if answered is None and self.ping_nowait(lambda: None):
+            await self._sign_of_life()
+            return
         self._check_open()
-        await self._write([self._session.ping(self._pings.next(answered))])
+        await self._write([self._session.ping(self._pings.next(answered or (lambda: None)))])
+        if answered is None:
+            await self._sign_of_life()
+
+    async def _sign_of_life(self) -> None:
+        if self._life is None or self._life.is_set():
+            self._life = trio.Event()
+        await self._life.wait()
+        self._check_open()
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         if self.closed is not None:
@@ -310,6 +332,9 @@ class TrioWire(Wire):
     async def _digest(self, data: bytes | bytearray) -> None:
         session = self._session
         session.feed(data)
+        self._bytes_read += len(data)
+        if self._life is not None:
+            self._life.set()
         answer = session.to_send()
         if answer and self.closed is None:
             await self._answer(answer, last=session.closed is not None)
@@ -346,6 +371,7 @@ class TrioWire(Wire):
                 sent = 0 if self._send_nowait is None else self._send_nowait(piece)
                 if sent < len(piece):
                     await self._stream.send_all(memoryview(piece)[sent:])
+                self._bytes_written += len(piece)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             lost = True
         except WebSocketError:
@@ -370,6 +396,6 @@ class TrioWire(Wire):
         self.closed = error
         self._session.lose(error)
         self._abort()
-        for event in (self._gone, self._closing):
+        for event in (self._gone, self._closing, self._life):
             if event is not None:
                 event.set()

@@ -162,11 +162,18 @@ class _ShownWire(Wire):
     def current_time(self) -> float:
         return self._wire.current_time()
 
+    @property
+    def progress(self) -> int:
+        return self._wire.progress
+
+    def has_unread_data(self) -> bool:
+        return self._wire.has_unread_data()
+
     def pending(self) -> bool:
         return self._wire.pending()
 
-    async def send(self, data: str | bytes) -> None:
-        await self._wire.send(data)
+    async def send(self, data: str | bytes, fragment: int | None = None) -> None:
+        await self._wire.send(data, fragment)
         self._show("sent", data)
 
     async def receive(self) -> str | bytes:
@@ -186,7 +193,7 @@ class _ShownWire(Wire):
     def ping_nowait(self, answered: Callable[[], None]) -> bool:
         return self._wire.ping_nowait(answered)
 
-    async def ping(self, answered: Callable[[], None]) -> None:
+    async def ping(self, answered: Callable[[], None] | None = None) -> None:
         await self._wire.ping(answered)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
