@@ -14,15 +14,16 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["lint", "types", "tests", "lowest", "coverage"]
+nox.options.sessions = ["lint", "types", "tests", "lowest", "coverage", "docs", "package", "tested"]
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
 
-PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 MEASURE = ["--cov", "--cov-report=", "--cov-fail-under=0"]
 PROJECT = nox.project.load_toml("pyproject.toml")
 SOURCES = ["src", "tests", "examples", "docs", "noxfile.py"]
+TESTED: list[str] = []  # the Pythons that this run of nox has tested with
 
 # What flake8-async has beyond ruff. Left out: its optional rules (9xx), as a call has no checkpoints beyond those of
 # its I/O, and its advice on httpx, which is what UTCP itself uses.
@@ -58,6 +59,7 @@ def tests(session: nox.Session) -> None:
     session.install(".[cli]", *group("test"))
     # Measuring takes as long again as testing, so the interpreter that runs nox does it for all.
     run_tests(session, *(MEASURE if session.python == HERE else ()))
+    TESTED.append(str(session.python))
 
 
 @nox.session(python=PYTHONS[0])
@@ -115,7 +117,15 @@ def install_wstest(session: nox.Session) -> str | None:
     return str(folder / "bin" / "wstest")
 
 
-@nox.session(default=False)
+@nox.session(venv_backend="none")
+def tested(session: nox.Session) -> None:
+    """Fails if every Python was skipped: a run without a test must not look green."""
+    if not TESTED:
+        session.error(f"no test has run: this machine has none of Python {', '.join(PYTHONS)}")
+    session.log(f"tested with Python {', '.join(TESTED)}")
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The API reference; fails on a reference that leads nowhere, and on a public name without docstring."""
     session.install(".", *group("docs"))
@@ -124,7 +134,7 @@ def docs(session: nox.Session) -> None:
     session.log(f"the reference is at {output / 'index.html'}")
 
 
-@nox.session(default=False)
+@nox.session
 def package(session: nox.Session) -> None:
     """What is published: it builds, its metadata is valid, and the wheel alone has all that the command needs."""
     session.install(*group("package"))

@@ -128,7 +128,7 @@ class MissingArgumentError(WebSocketError, ValueError):
     """
 
     def __init__(self, names: Iterable[str], *, endpoint: str | None = None) -> None:
-        self.names = tuple(sorted(names))
+        self.names: tuple[str, ...] = tuple(sorted(names))
         super().__init__(f"missing argument: {', '.join(self.names)}", endpoint=endpoint)
 
 

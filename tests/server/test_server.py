@@ -430,7 +430,8 @@ async def test_what_a_tool_raises_is_its_callers_error_and_its_traceback_in_the_
         templates = await discovered(protocol, url)
         with pytest.raises(WebSocketToolError) as caught:
             await protocol.call_tool(None, "manual.divide", {"dividend": 1, "divisor": 0}, templates["divide"])
-        assert caught.value.response["error"] == "ZeroDivisionError: float division by zero"
+        # What follows differs between versions of Python.
+        assert caught.value.response["error"].startswith("ZeroDivisionError: ")
         assert await protocol.call_tool(None, "manual.add", {"a": 1}, templates["add"]) == 2
     (record,) = [record for record in caplog.records if record.name == "utcp_websocket_anyio._server.server"]
     assert record.getMessage() == "tool divide of server arithmetic failed"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,7 +29,7 @@ _PUBLISHED = pytest.param((BACKENDS[0].values[0], utcp_websocket), id="published
 _OURS = [pytest.param((backend.values[0], utcp_websocket_anyio), id=f"ours-{backend.id}") for backend in BACKENDS]
 
 
-@pytest.fixture(params=[_PUBLISHED, *_OURS] if sys.version_info >= (3, 11) else _OURS)
+@pytest.fixture(params=[_PUBLISHED, *_OURS])
 def plugin(request: pytest.FixtureRequest) -> Any:
     return request.param
 

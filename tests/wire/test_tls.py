@@ -112,7 +112,7 @@ async def test_a_certificate_of_another_name_is_refused(authority: trustme.CA, t
 
 
 async def test_a_certificate_that_has_expired_is_refused(authority: trustme.CA, trusting: ssl.SSLContext) -> None:
-    now = dt.datetime.now(dt.timezone.utc)
+    now = dt.datetime.now(dt.UTC)
     expired = authority.issue_cert("127.0.0.1", not_before=now - dt.timedelta(9), not_after=now - dt.timedelta(1))
     async with peer(hold, tls=serving(expired)) as url:
         await refused(trusting, url, "TLS: the certificate is not trusted: certificate has expired")

@@ -12,7 +12,7 @@ import re
 import uuid
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any
 from urllib.parse import quote
@@ -67,7 +67,7 @@ class RenderContext:
         """The time of the call: UTC, ISO 8601."""
         known = self._common.get("now")
         if known is None:
-            now = datetime.now(timezone.utc)
+            now = datetime.now(UTC)
             known = self._common["now"] = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return known
 

@@ -8,7 +8,7 @@ import json
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -213,7 +213,7 @@ def _show(what: str, content: str | bytes | WebSocketClosedError) -> None:
     else:
         more = " …" if len(content) > _SHOWN_BYTES else ""
         text = f"binary, {len(content)} bytes: {content[:_SHOWN_BYTES].hex(' ')}{more}"
-    time = datetime.now(timezone.utc).astimezone()
+    time = datetime.now(UTC).astimezone()
     click.secho(f"{time:%H:%M:%S}.{time.microsecond // 1000:03} ", dim=True, nl=False)
     click.secho(f"{mark} ", fg={"sent": "cyan", "received": "green", "closed": "red"}[what], nl=False)
     click.echo(text)
@@ -221,7 +221,7 @@ def _show(what: str, content: str | bytes | WebSocketClosedError) -> None:
 
 def _show_json(what: str, content: str | bytes | WebSocketClosedError) -> None:
     """The same as a JSON object; binary messages in base64."""
-    shown: dict[str, Any] = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), "event": what}
+    shown: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": what}
     if isinstance(content, WebSocketClosedError):
         shown |= {"code": content.code, "reason": content.reason}
     elif isinstance(content, str):
