@@ -7,11 +7,13 @@ from contextlib import aclosing
 
 import anyio
 import pytest
-from support.peers import CLOSE, PING, PONG, Peer, peer
+from support.backends import virtual_time
+from support.peers import CLOSE, PING, PONG, Peer, peer, peer_in_memory
 from support.protocol import entered, template, until_idle
 
 from utcp_websocket_anyio import (
     WebSocketClosedError,
+    WebSocketCommunicationProtocol,
     WebSocketTimeoutError,
 )
 
@@ -136,7 +138,8 @@ async def test_a_slow_consumer_holds_the_sender_back_and_loses_nothing() -> None
         assert received == 3_000
 
 
-async def test_no_pong_is_expected_while_messages_wait_for_a_slow_consumer() -> None:
+@pytest.mark.parametrize("anyio_backend", [pytest.param(virtual_time(), id="trio")])
+async def test_no_pong_is_expected_while_messages_wait_for_a_slow_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
         for number in range(1_000):
@@ -148,35 +151,38 @@ async def test_no_pong_is_expected_while_messages_wait_for_a_slow_consumer() -> 
             if opcode == CLOSE:
                 break
 
-    async with entered() as protocol, peer(script) as url:
-        beating = template(url, listen_only=True, end_filter="^the end$", ping_interval=0.05, pong_timeout=0.5)
+    async with peer_in_memory(script, monkeypatch) as url, WebSocketCommunicationProtocol() as protocol:
+        beating = template(
+            url, listen_only=True, end_filter="^the end$", ping_interval=30, pong_timeout=10, timeout=1000
+        )
         received = 0
         async with aclosing(protocol.call_tool_streaming(None, "manual.t", {}, beating)) as stream:
             async for _ in stream:
                 received += 1
                 if received == 10:
-                    await anyio.sleep(0.8)
+                    await anyio.sleep(300)
         assert received == 1_000
-        await anyio.sleep(0.3)
+        await anyio.sleep(100)
         assert protocol.statistics().idle == 1
 
 
-async def test_a_subscription_ends_well_when_its_time_is_over() -> None:
+@pytest.mark.parametrize("anyio_backend", [pytest.param(virtual_time(), id="trio")])
+async def test_a_subscription_ends_well_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
         await peer.send("1")
         await peer.send("2")
 
-    async with entered() as protocol, peer(script) as url:
-        some_time = template(url, listen_only=True, expected_responses=-1, response_timeout=0.1)
+    async with peer_in_memory(script, monkeypatch) as url, WebSocketCommunicationProtocol() as protocol:
+        some_time = template(url, listen_only=True, expected_responses=-1, response_timeout=10)
         assert await protocol.call_tool(None, "manual.t", {}, some_time) == ["1", "2"]
         stream = protocol.call_tool_streaming(None, "manual.t", {}, some_time)
         assert [item async for item in stream] == ["1", "2"]
         with pytest.raises(WebSocketTimeoutError):
             async for _item in protocol.call_tool_streaming(
-                None, "manual.t", {}, template(url, listen_only=True, response_timeout=0.1)
+                None, "manual.t", {}, template(url, listen_only=True, response_timeout=10)
             ):
                 pass
-        silence = template(url, listen_only=True, idle_timeout=0.1)
+        silence = template(url, listen_only=True, idle_timeout=10)
         assert [item async for item in protocol.call_tool_streaming(None, "manual.t", {}, silence)] == ["1", "2"]
         await until_idle(protocol, 0)

@@ -1,7 +1,8 @@
 """A WebSocket server in a process of its own, so that a test under load measures the client alone.
 
 A call `{"id": …, "n": …, "of": N}` is answered when N of them are open, on whichever connections, the last one first.
-`{"report": true}` is answered with what the server sees.
+`{"report": true}` is answered with what the server sees. It ends when its standard input does, or with its first error: its
+connections end with it, so that no test waits for answers that nobody is left to give.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
-import anyio.to_thread
 
 from support.files import allow_many_files
 from support.peers import CLOSE, PING, PONG, Peer, peer
@@ -68,7 +68,8 @@ class Server:
 async def main() -> None:
     async with peer(Server()) as url:
         print(url, flush=True)
-        await anyio.to_thread.run_sync(sys.stdin.read)
+        # Not read in a thread, which could not be cancelled and would keep a server that has failed alive.
+        await anyio.wait_readable(sys.stdin)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ class Peer:
     def __init__(self, stream: anyio.abc.ByteStream) -> None:
         self.stream = stream
         self._reader = BufferedByteReceiveStream(stream)
+        self._sending = anyio.Lock(fast_acquire=True)
         self.request = ""
         self.reserved = 0
 
@@ -77,7 +78,9 @@ class Peer:
         await self.send_raw("\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode() + body)
 
     async def send_raw(self, data: bytes) -> None:
-        await self.stream.send(data)
+        """Send bytes as they are, all of them behind those of another task that is sending."""
+        async with self._sending:
+            await self.stream.send(data)
 
     async def send_frame(
         self, opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, mask: bool = False

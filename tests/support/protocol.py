@@ -30,8 +30,8 @@ async def until_idle(protocol: WebSocketCommunicationProtocol, connections: int,
 
 
 @asynccontextmanager
-async def entered(seconds: float = 20) -> AsyncIterator[WebSocketCommunicationProtocol]:
-    """An entered protocol object, for so many seconds at most."""
+async def entered(seconds: float = 120) -> AsyncIterator[WebSocketCommunicationProtocol]:
+    """An entered protocol object, for so many seconds at most: far more than a busy machine needs."""
     with anyio.fail_after(seconds):
         async with WebSocketCommunicationProtocol() as protocol:
             yield protocol

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 from support.files import allow_many_files
 from support.protocol import entered, template
 
-from utcp_websocket_anyio import WebSocketCallTemplate, WebSocketCommunicationProtocol
+from utcp_websocket_anyio import WebSocketCallTemplate, WebSocketCommunicationProtocol, WebSocketError
 
 # On a machine that does other things, too, the server in its own process may be slow to take them all.
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
@@ -29,25 +30,43 @@ Record = Callable[[str, object], None]
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    """The address of a server in another process."""
+def server() -> Iterator[subprocess.Popen[str]]:
+    """A server in another process, which ends with these tests."""
     tests = Path(__file__).parents[1]
-    with subprocess.Popen(
-        [sys.executable, "-m", "support.load_server"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=tests,
-    ) as server:
-        assert server.stdout is not None
-        yield server.stdout.readline().strip()
-        server.communicate(timeout=20)
+    command = [sys.executable, "-m", "support.load_server"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tests) as server:
+        try:
+            yield server
+            server.communicate(timeout=60)
+        finally:
+            server.kill()
+    assert server.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def address(server: subprocess.Popen[str]) -> str:
+    assert server.stdout is not None
+    return server.stdout.readline().strip()
+
+
+@pytest.fixture
+def url(server: subprocess.Popen[str], address: str) -> str:
+    """The address of the server, which is still running."""
+    assert server.poll() is None, "the server has ended"
+    return address
 
 
 @pytest.fixture(autouse=True)
 def _many_files() -> Iterator[None]:
     with allow_many_files():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _few_logs(caplog: pytest.LogCaptureFixture) -> None:
+    """Thousands of lines would be kept, and shown if a test failed."""
+    for name in ("utcp_websocket_anyio", "httpx", "asyncio"):
+        caplog.set_level(logging.ERROR, name)
 
 
 def calls(url: str, **fields: Any) -> WebSocketCallTemplate:
@@ -64,15 +83,20 @@ def calls(url: str, **fields: Any) -> WebSocketCallTemplate:
 async def open_at_once(protocol: WebSocketCommunicationProtocol, call_template: WebSocketCallTemplate) -> float:
     """Have a thousand calls, none of which is answered before all are open; how many seconds they took."""
     squares: dict[int, int] = {}
+    failures: list[WebSocketError] = []
 
     async def call(n: int) -> None:
-        squares[n] = await protocol.call_tool(None, "manual.t", {"n": n}, call_template)
+        try:
+            squares[n] = await protocol.call_tool(None, "manual.t", {"n": n}, call_template)
+        except WebSocketError as error:
+            failures.append(error)
 
     began = time.perf_counter()
     async with anyio.create_task_group() as task_group:
         for n in range(MANY):
             task_group.start_soon(call, n)
     took = time.perf_counter() - began
+    assert not failures, f"{len(failures)} calls failed, the first with {failures[0]!r}"
     assert squares == {n: n * n for n in range(MANY)}
     return took
 

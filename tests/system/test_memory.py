@@ -256,7 +256,9 @@ async def test_a_frame_that_is_only_announced_takes_no_memory() -> None:
             all_announced.set()
 
     async with entered() as protocol, peer(script) as url:
-        waiting = template(url, message="x", max_connections=connections, max_message_size=limit, ping_interval=0.2)
+        waiting = template(
+            url, message="x", max_connections=connections, max_message_size=limit, ping_interval=0.2, pong_timeout=100
+        )
         with measured() as memory:
             async with anyio.create_task_group() as task_group:
                 for _ in range(connections):
@@ -336,7 +338,7 @@ async def test_a_consumer_that_is_too_slow_for_a_shared_connection_is_told_at_th
 async def test_hours_of_heartbeats_leave_nothing_behind(
     monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
 ) -> None:
-    hour, hours = 3600, 6
+    hour, hours = 3600, 4
     pings = 0
 
     async def script(peer: Peer) -> None:

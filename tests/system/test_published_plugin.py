@@ -116,18 +116,23 @@ async def test_calls_at_once_get_their_answers(drive: Any, published: bool) -> N
 
 
 async def test_a_late_answer_is_not_the_next_calls(drive: Any, published: bool) -> None:
+    timed_out = anyio.Event()
+
     async def script(peer: Peer) -> None:
         await peer.handshake()
-        late = await peer.receive_text()
-        if "late" in late:
-            await anyio.sleep(1.2)
-            await peer.send(late)
-            late = await peer.receive_text()
-        await peer.send(late)
+        request = await peer.receive_text()
+        if "late" in request:
+            await timed_out.wait()
+            await peer.send(request)
+            request = await peer.receive_text()
+        await peer.send(request)
 
-    async with drive(script, timeout=1) as driver:
+    async with drive(script) as driver:
+        patient = driver.template
+        driver.template = patient.model_copy(update={"timeout": 1})
         assert isinstance(await outcome(driver.call(q="late")), RuntimeError if published else WebSocketTimeoutError)
-        await anyio.sleep(0.5)
+        timed_out.set()
+        driver.template = patient
         assert await driver.call(q="next") == ('{"q": "late"}' if published else '{"q": "next"}')
 
 
