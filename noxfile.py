@@ -157,18 +157,26 @@ def run_tests(session: nox.Session, *options: str) -> None:
     session.run("pytest", "-n", "4", *options, *session.posargs)
 
 
-@nox.session
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """This package against its peers; writes tests/benchmarks/results. Arguments: ``--rounds N`` and workloads."""
+    """This package against its peers; writes tests/benchmarks/results.
+
+    Arguments: ``--rounds N``, ``--only CONTENDER`` and workloads; ``--ours-also PATH`` measures another source tree of
+    this package along, such as one made by ``git worktree``.
+    """
+    arguments = list(session.posargs)
     installed = {
         "ours": [".", "uvloop"],
-        "plugin": ["utcp", "utcp-websocket"],
+        "plugin": ["utcp", "utcp-websocket", "uvloop"],
         "by-hand": ["picows", "aiohttp", "websockets", "trio", "trio-websocket"],
     }
-    arguments = []
+    if "--ours-also" in arguments:
+        place = arguments.index("--ours-also")
+        installed["also"] = [arguments[place + 1], "uvloop"]
+        del arguments[place : place + 2]
     for name, packages in installed.items():
         environment = Path(session.create_tmp()) / name
-        session.run("python", "-m", "venv", str(environment), silent=True)
+        session.run("python", "-m", "venv", "--clear", str(environment), silent=True)
         python = str(environment / "bin" / "python")
         session.run(python, "-m", "pip", "install", "--quiet", *packages, external=True)
         arguments += ["--environment", f"{name}={python}"]
@@ -176,6 +184,6 @@ def bench(session: nox.Session) -> None:
     results = Path("tests/benchmarks/results")
     results.mkdir(exist_ok=True)
     outcomes = str(Path(session.create_tmp()) / "outcomes.json")
-    session.run("python", "tests/benchmarks/run.py", *arguments, "--output", outcomes, *session.posargs)
+    session.run("python", "tests/benchmarks/run.py", *arguments, "--output", outcomes)
     table, plot = str(results / "table.md"), str(results / "plot.svg")
     session.run("python", "tests/benchmarks/report.py", outcomes, "--table", table, "--plot", plot)

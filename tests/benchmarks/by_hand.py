@@ -1,26 +1,24 @@
-"""The libraries themselves, each used as somebody would by hand: no UTCP, no pool, no deadline."""
+"""The libraries themselves, each used as somebody would by hand: no UTCP, no deadline, the least of a pool."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import importlib
 import json
 import os
-import socket
-import struct
+from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
-from measure import Outcome, arguments
-from workloads import WORKLOADS, Workload
+from measure import Outcome, allow_files, arguments, hold_still
+from workloads import CALLS_OF_A_TASK, CONNECTIONS, HEARTBEAT, IDLE_SECONDS, WORKLOADS, Workload, pushed
 
 contender, name, url = arguments()
 workload: Workload = WORKLOADS[name]
 outcome = Outcome()
 payload = "x" * workload.size
+heartbeat = HEARTBEAT if name == "idle" else None
 END = json.dumps({"type": "stream_end"})
 
 
@@ -33,98 +31,45 @@ class Socket(Protocol):
 Connect = Callable[[str], AbstractAsyncContextManager[Socket]]
 
 
-# A blocking socket: the fastest that Python's own means allow.
-
-
-class Blocking:
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        assert parts.port is not None
-        self.socket = socket.create_connection((parts.hostname, parts.port))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        key = base64.b64encode(os.urandom(16)).decode()
-        self.socket.sendall(
-            f"GET {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
-        self.buffer = b""
-        while b"\r\n\r\n" not in self.buffer:
-            self.buffer += self.socket.recv(65536)
-        self.buffer = self.buffer.partition(b"\r\n\r\n")[2]
-
-    def send(self, message: str) -> None:
-        data = message.encode()
-        size = len(data)
-        head = b"\x81" + (
-            bytes([0x80 | size])
-            if size < 126
-            else struct.pack("!BH", 0xFE, size)
-            if size < 65536
-            else struct.pack("!BQ", 0xFF, size)
-        )
-        # A mask of zeros is a mask, and costs nothing.
-        self.socket.sendall(head + bytes(4) + data)
-
-    def recv(self) -> str:
-        head = self.take(2)
-        size = head[1]
-        if size == 126:
-            (size,) = struct.unpack("!H", self.take(2))
-        elif size == 127:
-            (size,) = struct.unpack("!Q", self.take(8))
-        return self.take(size).decode()
-
-    def take(self, size: int) -> bytes:
-        if len(self.buffer) < size:
-            parts, have = [self.buffer], len(self.buffer)
-            while have < size:
-                part = self.socket.recv(max(65536, size - have))
-                parts.append(part)
-                have += len(part)
-            self.buffer = b"".join(parts)
-        data, self.buffer = self.buffer[:size], self.buffer[size:]
-        return data
-
-    def close(self) -> None:
-        self.socket.sendall(b"\x88\x82" + bytes(4) + struct.pack("!H", 1000))
-        self.take(2)
-        self.socket.close()
-
-
-def run_blocking() -> None:
-    if name == "connect":
-        with outcome.timed():
-            for _ in range(workload.count):
-                connection = Blocking(url + "/echo")
-                connection.send(payload)
-                outcome.check(connection.recv(), payload)
-                connection.close()
-        return
-    if name.startswith("stream"):
-        connection = Blocking(f"{url}/stream?count={workload.count}&size={workload.size}")
-        with outcome.timed():
-            connection.send("go")
-            while (message := connection.recv()) != END:
-                outcome.check(message, payload)
-        return
-    connection = Blocking(url + "/echo")
-    for number in range(-workload.warmup, workload.count):
-        if number == 0:
-            outcome.start()
-        connection.send(payload)
-        outcome.check(connection.recv(), payload)
-    outcome.stop()
-
-
-# The asynchronous ones, behind two methods.
+# How each is opened, behind two methods.
 
 
 @asynccontextmanager
 async def connect_picows(url: str) -> Any:
-    from picows.websockets.asyncio import client
+    import picows
 
-    async with client.connect(url, max_size=None, compression=None) as connection:
-        yield connection
+    text = picows.WSMsgType.TEXT
+
+    class Listener(picows.WSListener):
+        def __init__(self) -> None:
+            self.messages: deque[str] = deque()
+            self.waiter: asyncio.Future[None] | None = None
+
+        def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
+            if frame.msg_type == text:
+                self.messages.append(frame.get_payload_as_utf8_text())
+                if self.waiter is not None:
+                    self.waiter.set_result(None)
+                    self.waiter = None
+            elif frame.msg_type == picows.WSMsgType.CLOSE:
+                transport.disconnect()
+
+        async def recv(self) -> str:
+            if not self.messages:
+                self.waiter = asyncio.get_running_loop().create_future()
+                await self.waiter
+            return self.messages.popleft()
+
+        async def send(self, message: str) -> None:
+            transport.send(text, message.encode())
+
+    pings: dict[str, Any] = {"enable_auto_ping": True, "auto_ping_idle_timeout": heartbeat} if heartbeat else {}
+    transport, listener = await picows.ws_connect(Listener, url, max_frame_size=2**26, **pings)
+    try:
+        yield listener
+    finally:
+        transport.send_close(picows.WSCloseCode.OK)
+        await transport.wait_disconnected()
 
 
 @asynccontextmanager
@@ -136,28 +81,28 @@ async def connect_aiohttp(url: str) -> Any:
             self.send = connection.send_str
             self.recv = connection.receive_str
 
-    async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=0) as connection:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(url, max_msg_size=0, heartbeat=heartbeat) as connection,
+    ):
         yield Adapter(connection)
 
 
-@asynccontextmanager
-async def connect_websockets(url: str) -> Any:
-    from websockets.asyncio import client
+def connect_like_websockets(module: str) -> Connect:
+    """For the modules with the interface of `websockets`."""
 
-    async with client.connect(url, max_size=None, compression=None) as connection:
-        yield connection
+    @asynccontextmanager
+    async def connect(url: str) -> Any:
+        client = importlib.import_module(module)
+        async with client.connect(url, max_size=None, compression=None, ping_interval=heartbeat) as connection:
+            yield connection
 
-
-@asynccontextmanager
-async def connect_websockets_trio(url: str) -> Any:
-    # Only the newer releases have it.
-    client = importlib.import_module("websockets.trio.client")
-    async with client.connect(url, max_size=None, compression=None) as connection:
-        yield connection
+    return connect
 
 
 @asynccontextmanager
 async def connect_trio_websocket(url: str) -> Any:
+    import trio
     import trio_websocket
 
     class Adapter:
@@ -165,44 +110,113 @@ async def connect_trio_websocket(url: str) -> Any:
             self.send = connection.send_message
             self.recv = connection.get_message
 
-    async with trio_websocket.open_websocket_url(url, max_message_size=2**26) as connection:
-        yield Adapter(connection)
+    async def ping(connection: trio_websocket.WebSocketConnection, every: float) -> None:
+        while True:
+            await trio.sleep(every)
+            await connection.ping()
+
+    async with trio.open_nursery() as nursery:
+        async with trio_websocket.open_websocket_url(url, max_message_size=2**26) as connection:
+            if heartbeat:
+                nursery.start_soon(ping, connection, heartbeat)
+            yield Adapter(connection)
+        nursery.cancel_scope.cancel()
 
 
 CONNECT: dict[str, Connect] = {
     "picows": connect_picows,
+    "picows.websockets": connect_like_websockets("picows.websockets.asyncio.client"),
     "aiohttp": connect_aiohttp,
-    "websockets": connect_websockets,
-    "websockets.trio": connect_websockets_trio,
+    "websockets": connect_like_websockets("websockets.asyncio.client"),
+    "websockets.trio": connect_like_websockets("websockets.trio.client"),
     "trio-websocket": connect_trio_websocket,
 }
+on_trio = "trio" in contender
+
+
+async def all_at_once(work: Callable[[int], Any], tasks: int) -> None:
+    if on_trio:
+        import trio
+
+        async with trio.open_nursery() as nursery:
+            for task in range(tasks):
+                nursery.start_soon(work, task)
+    else:
+        await asyncio.gather(*map(work, range(tasks)))
+
+
+async def sleep(seconds: float) -> None:
+    if on_trio:
+        import trio
+
+        await trio.sleep(seconds)
+    else:
+        await asyncio.sleep(seconds)
+
+
+# The workloads.
 
 
 async def calls(connect: Connect) -> None:
     async with connect(url + "/echo") as connection:
-        for _ in range(workload.warmup):
+        for number in range(-workload.warmup, workload.count):
+            if number == 0:
+                outcome.start()
             await connection.send(payload)
-            await connection.recv()
-        with outcome.timed():
-            for _ in range(workload.count):
-                await connection.send(payload)
-                outcome.check(await connection.recv(), payload)
+            outcome.check(await connection.recv(), payload)
+        outcome.stop()
 
 
 async def stream(connect: Connect) -> None:
+    expected = pushed(workload.size)
     async with connect(f"{url}/stream?count={workload.count}&size={workload.size}") as connection:
-        with outcome.timed():
-            await connection.send("go")
-            while (message := await connection.recv()) != END:
-                outcome.check(message, payload)
+        await connection.send("go")
+        outcome.check(await connection.recv(), expected)
+        outcome.start()
+        while (message := await connection.recv()) != END:
+            outcome.check(message, expected)
+        outcome.stop()
 
 
 async def connect_and_close(connect: Connect) -> None:
-    with outcome.timed():
-        for _ in range(workload.count):
-            async with connect(url + "/echo") as connection:
-                await connection.send(payload)
-                outcome.check(await connection.recv(), payload)
+    for number in range(-workload.warmup, workload.count):
+        if number == 0:
+            outcome.start()
+        async with connect(url + "/echo") as connection:
+            await connection.send(payload)
+            outcome.check(await connection.recv(), payload)
+    outcome.stop()
+
+
+async def batches(call: Callable[[str], Awaitable[Any]]) -> None:
+    """All calls, in tasks that run at once and do a few each, one batch of tasks after the other."""
+
+    async def work(task: int) -> None:
+        for number in range(CALLS_OF_A_TASK):
+            text = f"{task} {number} {payload}"
+            outcome.check(await call(text), text)
+
+    for number in range(-workload.warmup, workload.count, workload.tasks * CALLS_OF_A_TASK):
+        if number == 0:
+            outcome.start()
+        await all_at_once(work, workload.tasks)
+    outcome.stop()
+
+
+async def pool(connect: Connect) -> None:
+    limit: Any = importlib.import_module("trio" if on_trio else "asyncio").Semaphore(CONNECTIONS)
+    async with AsyncExitStack() as stack:
+        free = [await stack.enter_async_context(connect(url + "/echo")) for _ in range(CONNECTIONS)]
+
+        async def call(text: str) -> Any:
+            async with limit:
+                connection = free.pop()
+                await connection.send(text)
+                answer = await connection.recv()
+                free.append(connection)
+                return answer
+
+        await batches(call)
 
 
 async def multiplexed_on_asyncio(connect: Connect) -> None:
@@ -223,14 +237,8 @@ async def multiplexed_on_asyncio(connect: Connect) -> None:
             await connection.send(json.dumps({"id": last, "text": text}))
             return await future
 
-        async def work(task: int) -> None:
-            for number in range(workload.count // workload.tasks):
-                text = f"{task} {number} {payload}"
-                outcome.check(await call(text), text)
-
         reader = asyncio.create_task(demultiplex())
-        with outcome.timed():
-            await asyncio.gather(*(work(task) for task in range(workload.tasks)))
+        await batches(call)
         reader.cancel()
 
 
@@ -258,34 +266,48 @@ async def multiplexed_on_trio(connect: Connect) -> None:
             await event.wait()
             return answers.pop(number)
 
-        async def work(task: int) -> None:
-            for number in range(workload.count // workload.tasks):
-                text = f"{task} {number} {payload}"
-                outcome.check(await call(text), text)
-
         nursery.start_soon(demultiplex)
-        with outcome.timed():
-            async with trio.open_nursery() as workers:
-                for task in range(workload.tasks):
-                    workers.start_soon(work, task)
+        await batches(call)
         nursery.cancel_scope.cancel()
 
 
-def main() -> None:
-    if contender == "blocking socket":
-        run_blocking()
-        return
-    on_trio = "trio" in contender
-    multiplexed = multiplexed_on_trio if on_trio else multiplexed_on_asyncio
-    runs: dict[str, Callable[[Connect], Awaitable[None]]] = {"multiplexed": multiplexed, "connect": connect_and_close}
-    run: Any = runs.get(name) or (stream if name.startswith("stream") else calls)
-    if on_trio:
-        import trio
+async def idle(connect: Connect) -> None:
+    allow_files(workload.count)
+    async with AsyncExitStack() as stack:
 
-        trio.run(run, CONNECT[contender])
-    else:
-        asyncio.run(run(CONNECT[contender]))
+        async def ask(path: str) -> Any:
+            connection = await stack.enter_async_context(connect(f"{url}{path}?of={contender}"))
+            await connection.send(payload)
+            answer = await connection.recv()
+            return connection, answer
+
+        await ask("/echo")
+        before = hold_still()
+        for _ in range(workload.count):
+            outcome.check((await ask("/echo"))[1], payload)
+        outcome.memory = hold_still() - before
+        connections, before_that = await ask("/connections")
+        with outcome.timed():
+            await sleep(IDLE_SECONDS)
+        await connections.send(payload)
+        outcome.check(await connections.recv(), before_that)
+        outcome.report()
+        os._exit(0)  # closing so many, one by one, is no part of it
 
 
-main()
+RUNS: dict[str, Callable[[Connect], Awaitable[None]]] = {
+    "pool": pool,
+    "multiplexed": multiplexed_on_trio if on_trio else multiplexed_on_asyncio,
+    "connect": connect_and_close,
+    "idle": idle,
+    "stream-64": stream,
+    "stream-64k": stream,
+}
+run: Any = RUNS.get(name, calls)
+if on_trio:
+    import trio
+
+    trio.run(run, CONNECT[contender])
+else:
+    asyncio.run(run(CONNECT[contender]))
 outcome.report()

@@ -9,7 +9,7 @@ from typing import Any
 from measure import Outcome, Step, allow_files
 from protocol_workloads import ProtocolWorkloads
 
-from utcp_websocket_anyio import WebSocketCommunicationProtocol
+from utcp_websocket_anyio import WebSocketCallTemplate, WebSocketCommunicationProtocol
 
 Measure = Callable[[ProtocolWorkloads, WebSocketCommunicationProtocol], Awaitable[None]]
 
@@ -25,7 +25,21 @@ async def on_own_connections(workloads: ProtocolWorkloads, protocol: WebSocketCo
         await workloads.call(protocol, template, f"warm {task}")
 
     await workloads.all_at_once(open_one, workloads.workload.tasks)
-    await workloads.spread(protocol, template)
+    await all_calls(workloads, protocol, template)
+
+
+async def on_one_connection(workloads: ProtocolWorkloads, protocol: WebSocketCommunicationProtocol) -> None:
+    template = workloads.endpoint(**workloads.multiplexing)
+    await workloads.call(protocol, template, "warm")
+    await all_calls(workloads, protocol, template)
+
+
+async def all_calls(
+    workloads: ProtocolWorkloads, protocol: WebSocketCommunicationProtocol, template: WebSocketCallTemplate
+) -> None:
+    workloads.outcome.start()
+    await workloads.spread(protocol, template, workloads.workload.count // workloads.workload.tasks)
+    workloads.outcome.stop()
 
 
 async def over_endpoints(workloads: ProtocolWorkloads, protocol: WebSocketCommunicationProtocol) -> None:
@@ -50,9 +64,7 @@ class Growth:
         for label, tasks in AT_ONCE.items():
             await self.step("calls at once, each on its own connection", label, on_own_connections, tasks=tasks)
         for label, tasks in AT_ONCE.items():
-            await self.step(
-                "calls at once, on one connection", label, ProtocolWorkloads.multiplexed, tasks=tasks, warmup=100
-            )
+            await self.step("calls at once, on one connection", label, on_one_connection, tasks=tasks)
         for label, tasks in ENDPOINTS.items():
             await self.step("open connections to as many endpoints", label, over_endpoints, tasks=tasks)
         for label, size in SIZES.items():

@@ -12,7 +12,7 @@ from growth import Growth
 from measure import arguments, without_logging
 from protocol_workloads import ProtocolWorkloads
 from utcp.utcp_client import UtcpClient
-from workloads import WORKLOADS
+from workloads import CONNECTIONS, WORKLOADS
 
 from utcp_websocket_anyio import WebSocketCallTemplate, WebSocketCommunicationProtocol, open_client
 
@@ -43,9 +43,14 @@ async def main() -> None:
 
 
 contender, name, url = arguments()
-workload = WORKLOADS[name]
 workloads = ProtocolWorkloads(
-    workload, url, WebSocketCallTemplate, all_at_once, anyio.sleep, sharing={"max_connections": workload.tasks}
+    contender,
+    WORKLOADS[name],
+    url,
+    WebSocketCallTemplate,
+    all_at_once,
+    anyio.sleep,
+    sharing={"max_connections": CONNECTIONS},
 )
 without_logging()
 if "trio" in contender:

@@ -33,9 +33,14 @@ async def main() -> None:
 contender, name, url = arguments()
 # Calls at once on its one connection wait for answers that another call took: not for long.
 workloads = ProtocolWorkloads(
-    WORKLOADS[name], url, WebSocketCallTemplate, all_at_once, asyncio.sleep, sharing={"timeout": 2}
+    contender, WORKLOADS[name], url, WebSocketCallTemplate, all_at_once, asyncio.sleep, sharing={"timeout": 2}
 )
-if "quiet" in contender:
+if "logging" not in contender:
     without_logging()
-asyncio.run(main())
+if "uvloop" in contender:
+    import uvloop
+
+    uvloop.run(main())
+else:
+    asyncio.run(main())
 workloads.outcome.report()

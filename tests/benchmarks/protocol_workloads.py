@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from measure import Outcome, allow_files, resident
+from measure import Outcome, allow_files, hold_still
 from utcp.data.tool import Tool
 from utcp.data.utcp_manual import UtcpManual
 from utcp.utcp_client import UtcpClient
-from workloads import IDLE_SECONDS, Workload
+from workloads import CALLS_OF_A_TASK, IDLE_SECONDS, Workload, pushed
 
 
 class CommunicationProtocol(Protocol):
@@ -31,12 +30,14 @@ class ProtocolWorkloads:
     """The workloads, for one contender.
 
     Attributes:
+        name: The contender's.
         template: Makes a call template from a name, a URL, a message and other fields.
         all_at_once: Runs a function once in each of a number of tasks, with the number of the task.
         sleep: Waits for seconds.
         sharing: Fields of a template whose calls run at once.
     """
 
+    name: str
     workload: Workload
     url: str
     template: Callable[..., Any]
@@ -47,6 +48,12 @@ class ProtocolWorkloads:
 
     def __post_init__(self) -> None:
         self.payload = "x" * self.workload.size
+        self.multiplexing: dict[str, Any] = {
+            "multiplex": True,
+            "message": {"id": "{{call_id}}", "text": "{{args.m}}"},
+            "message_filter": {"id": "{{call_id}}"},
+            "result": {"path": "text"},
+        }
 
     def endpoint(self, path: str = "/echo", **fields: Any) -> Any:
         """The call template of a path of the server."""
@@ -64,7 +71,7 @@ class ProtocolWorkloads:
 
     async def run(self, name: str, protocol: CommunicationProtocol) -> None:
         """Do a workload."""
-        runs = {"tasks": self.tasks, "multiplexed": self.multiplexed, "connect": self.connect, "idle": self.idle}
+        runs = {"pool": self.pool, "multiplexed": self.multiplexed, "connect": self.connect, "idle": self.idle}
         await runs.get(name, self.stream if name.startswith("stream") else self.calls)(protocol)
 
     async def calls(self, protocol: CommunicationProtocol) -> None:
@@ -75,37 +82,43 @@ class ProtocolWorkloads:
             await self.call(protocol, template, self.payload)
         self.outcome.stop()
 
-    async def tasks(self, protocol: CommunicationProtocol) -> None:
-        await self.spread(protocol, self.endpoint(**self.sharing))
+    async def pool(self, protocol: CommunicationProtocol) -> None:
+        await self.batches(protocol, self.endpoint(**self.sharing))
 
     async def multiplexed(self, protocol: CommunicationProtocol) -> None:
-        template = self.endpoint(
-            multiplex=True,
-            message={"id": "{{call_id}}", "text": "{{args.m}}"},
-            message_filter={"id": "{{call_id}}"},
-            result={"path": "text"},
-        )
-        for number in range(self.workload.warmup):
-            await self.call(protocol, template, f"warm {number}")
-        await self.spread(protocol, template)
+        await self.batches(protocol, self.endpoint(**self.multiplexing))
 
-    async def spread(self, protocol: CommunicationProtocol, template: Any) -> None:
-        """All calls, in tasks that run at once, each message another."""
+    async def batches(self, protocol: CommunicationProtocol, template: Any) -> None:
+        """All calls, in tasks that run at once and do a few each, one batch of tasks after the other."""
+        batch = self.workload.tasks * CALLS_OF_A_TASK
+        self.outcome.start()
+        for number in range(-self.workload.warmup, self.workload.count, batch):
+            if number == 0:
+                self.outcome.start()
+            await self.spread(protocol, template, CALLS_OF_A_TASK)
+            if self.outcome.wrong:  # answers of other calls, and calls without one: more of it says no more
+                break
+        self.outcome.stop()
+
+    async def spread(self, protocol: CommunicationProtocol, template: Any, calls: int) -> None:
+        """So many calls by each of the tasks, all at once, each message another."""
 
         async def work(task: int) -> None:
-            for number in range(self.workload.count // self.workload.tasks):
+            for number in range(calls):
                 await self.call(protocol, template, f"{task} {number} {self.payload}")
 
-        self.outcome.start()
         await self.all_at_once(work, self.workload.tasks)
-        self.outcome.stop()
 
     async def stream(self, protocol: CommunicationProtocol) -> None:
         path = f"/stream?count={self.workload.count}&size={self.workload.size}"
         template = self.endpoint(path, timeout=120)
+        expected = pushed(self.workload.size)
+        items = protocol.call_tool_streaming(None, "bench.t", {"m": "go"}, template)
+        # Connecting is a workload of its own.
+        self.outcome.check(await anext(items), expected)
         self.outcome.start()
-        async for item in protocol.call_tool_streaming(None, "bench.t", {"m": "go"}, template):
-            self.outcome.check(item, self.payload)
+        async for item in items:
+            self.outcome.check(item, expected)
         self.outcome.stop()
 
     async def connect(self, protocol: CommunicationProtocol) -> None:
@@ -119,14 +132,12 @@ class ProtocolWorkloads:
 
     async def idle(self, protocol: CommunicationProtocol) -> None:
         allow_files(self.workload.count)
-        await self.call(protocol, self.endpoint("/echo?warm"), self.payload)
-        gc.collect()
-        before = resident()
+        await self.call(protocol, self.endpoint(f"/echo?of={self.name}"), self.payload)
+        before = hold_still()
         for number in range(self.workload.count):
-            await self.call(protocol, self.endpoint(f"/echo?{number}"), self.payload)
-        gc.collect()
-        self.outcome.memory = resident() - before
-        connections = self.endpoint("/connections", message="how many")
+            await self.call(protocol, self.endpoint(f"/echo?of={self.name}&{number}"), self.payload)
+        self.outcome.memory = hold_still() - before
+        connections = self.endpoint(f"/connections?of={self.name}", message="how many")
         before_that = await protocol.call_tool(None, "bench.t", {}, connections)
         with self.outcome.timed():
             await self.sleep(IDLE_SECONDS)

@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from plot import draw
-from workloads import IDLE_SECONDS, WORKLOADS
+from workloads import HEARTBEAT, IDLE_SECONDS, LIBRARIES, WORKLOADS, Workload
 
-PLUGIN, QUIET, SOCKET = "plugin", "plugin-quiet", "blocking socket"
-NAMES = {PLUGIN: "utcp-websocket, as installed", QUIET: "utcp-websocket, logging off", "ours": "ours"}
+OURS, ALSO, PLUGIN = "ours", "also", "plugin"
+NAMES = {
+    PLUGIN: "utcp-websocket",
+    "plugin-uvloop": "utcp-websocket on uvloop",
+    "plugin-logging": "utcp-websocket, logging as installed",
+    "utcp": "`import utcp.utcp_client` alone",
+}
+LOOPS = ("asyncio", "uvloop", "trio")
+WHOLE = ("refused", "answer")
+"""Workloads of which a run is one operation, in milliseconds."""
 
 Outcomes = list[dict[str, Any]]
 Contenders = dict[str, Outcomes]
@@ -22,15 +30,20 @@ Cost = Callable[[dict[str, Any]], "float | None"]
 INTRODUCTION = """\
 # Speed
 
-{about}; {rounds} rounds. Written by `nox -s bench`.
+{about}; {rounds}. Written by `nox -s bench`.
 
 Each row is the median over the rounds, every run a process of its own. *Spread* is from the fastest to the slowest
-round. *CPU* is the client's own processor time per operation. *×* is how many times as fast as a peer, as the median of
-the ratios within each round: above 1 is faster than the peer, below 1 slower. The peers are the published plugin with
-its logging off (*quiet*) and as it installs itself (*installed*), and a blocking *socket* that knows one connection and
-nothing of UTCP. *Wrong* counts calls that failed or got another call's answer, over all rounds; times are per right
-answer.
+round. *CPU* is the client's own processor time per operation. *×* is how many times as fast as the published plugin
+with its logging off, on the clock and on the processor, as the median of the ratios within each round: above 1 is
+faster than the plugin, below 1 slower. What runs on uvloop is compared with the plugin on uvloop.{also} *Wrong* counts
+calls that failed or got another call's answer, over all rounds; times are per right answer. The libraries are used by
+hand, without UTCP, deadlines or more of a pool than the workload needs; the blocking socket knows one connection.
 """
+ALSO_SAYS = """ *× also* is how many
+times as fast as the other source tree that was measured along, on the same event loop."""
+
+IDLE = """\
+Opened one after the other, then left alone for {seconds} s, with a WebSocket ping every {heartbeat} s."""
 
 GROWTH = """\
 What a call costs this package as there is more of something, each step with its connections open before it begins; *×*
@@ -57,13 +70,21 @@ def costs(outcomes: Outcomes, cost: Cost) -> list[float]:
 
 
 def ratio(peer: Outcomes, own: Outcomes, cost: Cost) -> float | None:
-    """How many times the peer's cost is the own one, as the median of the ratios within each round."""
+    """How many times the peer's cost is the own one, as the median of the ratios within each round.
+
+    A round in which the peer gave wrong answers is nothing to compare with.
+    """
     pairs = [
         peer_cost / own_cost
         for peer_outcome, outcome in zip(peer, own, strict=False)
-        if (peer_cost := cost(peer_outcome)) and (own_cost := cost(outcome))
+        if not peer_outcome["wrong"] and (peer_cost := cost(peer_outcome)) and (own_cost := cost(outcome))
     ]
     return statistics.median(pairs) if pairs else None
+
+
+def plugin_for(name: str) -> str:
+    """The plugin on the event loop of a contender."""
+    return f"{PLUGIN}-uvloop" if name.endswith("uvloop") else PLUGIN
 
 
 def against(peer: str, contenders: Contenders, name: str, cost: Cost) -> str:
@@ -72,53 +93,125 @@ def against(peer: str, contenders: Contenders, name: str, cost: Cost) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
+def compared(contenders: Contenders, name: str, one: Cost, other: Cost) -> list[str]:
+    """The ratios of a row, by two costs."""
+    peer, also = plugin_for(name), name.replace(OURS, ALSO)
+    cells = [against(peer, contenders, name, cost) for cost in (one, other)]
+    if has_also(contenders):
+        cells += [against(also, contenders, name, cost) if also != name else "" for cost in (one, other)]
+    return cells
+
+
+def has_also(contenders: Contenders) -> bool:
+    return any(name.startswith(ALSO) for name in contenders)
+
+
+def heads(contenders: Contenders, one: str, other: str) -> list[str]:
+    """What is above the ratios of a row."""
+    also = [f"× also, {one}", f"× also, {other}"] if has_also(contenders) else []
+    return [f"× {one}", f"× {other}", *also]
+
+
+def shown(name: str) -> str:
+    return f"**{NAMES.get(name, name)}**" if name.startswith(OURS) else NAMES.get(name, name)
+
+
+def per_second(workload: Workload, microseconds: float) -> str:
+    """How much of it that is in a second."""
+    rate = 1e6 / microseconds
+    return f"{rate * workload.size / 1e6:,.0f} MB" if workload.rate == "MB" else f"{rate:,.0f}"
+
+
 def rows(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     """A table in Markdown whose first column is text and whose others are numbers."""
     lines = [heads, ["---", *["--:"] * (len(heads) - 1)], *body]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def table(contenders: Contenders) -> list[str]:
+def by_cost(contenders: Contenders, cost: Cost) -> list[str]:
+    """The names, the cheapest first."""
+    return sorted(contenders, key=lambda name: statistics.median(costs(contenders[name], cost) or [1e18]))
+
+
+def table(key: str, contenders: Contenders) -> list[str]:
     """The contenders of a workload, the fastest first."""
+    workload = WORKLOADS[key]
+    scale, unit = (1000, "ms") if key in WHOLE else (1, "µs")
+    rate = [f"{workload.rate} a second"] if workload.rate else []
+    head = [
+        "",
+        f"median, {unit}",
+        f"spread, {unit}",
+        f"CPU, {unit}",
+        *rate,
+        *heads(contenders, "clock", "CPU"),
+        "wrong",
+    ]
     body = []
-    for name in sorted(contenders, key=lambda name: statistics.median(costs(contenders[name], clock) or [1e18])):
+    for name in by_cost(contenders, clock):
         outcomes = contenders[name]
         wrong = f"{sum(outcome['wrong'] for outcome in outcomes):,}"
         values = costs(outcomes, clock)
         if not values:
-            body.append([NAMES.get(name, name), *[""] * 6, wrong])
+            body.append([shown(name), *[""] * (len(head) - 2), wrong])
             continue
         middle = statistics.median(values)
         body.append(
             [
-                NAMES.get(name, name),
-                f"{middle:,.1f}",
-                f"{min(values):,.1f} – {max(values):,.1f}",
-                f"{statistics.median(costs(outcomes, cpu)):,.1f}",
-                *(against(peer, contenders, name, clock) for peer in (QUIET, PLUGIN, SOCKET)),
+                shown(name),
+                f"{middle / scale:,.1f}",
+                f"{min(values) / scale:,.1f} – {max(values) / scale:,.1f}",
+                f"{statistics.median(costs(outcomes, cpu)) / scale:,.1f}",
+                *([per_second(workload, middle)] if workload.rate else []),
+                *compared(contenders, name, clock, cpu),
                 wrong,
             ]
         )
-    return rows(["", "median, µs", "spread, µs", "CPU, µs", "× quiet", "× installed", "× socket", "wrong"], body)
+    return rows(head, body)
 
 
 def idle_table(contenders: Contenders) -> list[str]:
-    """What idle connections cost; the ratios are of memory and of processor time."""
+    """What idle connections cost, in memory and in processor time."""
+    head = ["", "KiB each", f"CPU each in {IDLE_SECONDS} s, µs", *heads(contenders, "memory", "CPU"), "wrong"]
     body = []
-    for name in sorted(contenders, key=lambda name: statistics.median(costs(contenders[name], memory) or [1e18])):
+    for name in by_cost(contenders, memory):
         outcomes = contenders[name]
         if costs(outcomes, memory):
             body.append(
                 [
-                    NAMES.get(name, name),
-                    f"{statistics.median(costs(outcomes, memory)):,.0f}",
-                    against(QUIET, contenders, name, memory),
+                    shown(name),
+                    f"{statistics.median(costs(outcomes, memory)) / 1024:.1f}",
                     f"{statistics.median(costs(outcomes, cpu)):,.0f}",
-                    against(QUIET, contenders, name, cpu),
+                    *compared(contenders, name, memory, cpu),
                     f"{sum(outcome['wrong'] for outcome in outcomes):,}",
                 ]
             )
-    return rows(["", "bytes each", "× quiet", f"CPU each in {IDLE_SECONDS} s, µs", "× quiet", "wrong"], body)
+    return [IDLE.format(seconds=IDLE_SECONDS, heartbeat=HEARTBEAT), "", *rows(head, body)]
+
+
+def summary(results: dict[str, Contenders]) -> list[str]:
+    """All workloads at a glance: each event loop, and the fastest library by hand."""
+    body = []
+    for key, contenders in results.items():
+        if key == "growth":
+            continue
+        costs_of = (memory, cpu) if key == "idle" else (clock, cpu)
+        best = next((name for name in by_cost(contenders, costs_of[0]) if name in LIBRARIES), None)
+        cells = [glance(key, contenders, f"{OURS}-{loop}", costs_of) for loop in LOOPS]
+        cells.append(f"{best} {glance(key, contenders, best, costs_of)}" if best else "")
+        body.append([WORKLOADS[key].title, *cells])
+    return rows(["× clock / CPU, or by the second", *LOOPS, "first by hand"], body)
+
+
+def glance(key: str, contenders: Contenders, name: str, costs_of: tuple[Cost, Cost]) -> str:
+    """A contender in a few characters: how much it does by the second, if that is what counts, or its ratios."""
+    if name not in contenders:
+        return ""
+    values = costs(contenders[name], clock)
+    if WORKLOADS[key].rate and values:
+        return per_second(WORKLOADS[key], statistics.median(values))
+    ratios = (against(plugin_for(name), contenders, name, cost) for cost in costs_of)
+    return " / ".join(filter(None, ratios))
 
 
 def growth_table(contenders: Contenders) -> list[str]:
@@ -148,42 +241,49 @@ def growth_table(contenders: Contenders) -> list[str]:
     return lines
 
 
-def report(about: str, results: dict[str, Contenders]) -> str:
+def report(about: str, rounds: int, results: dict[str, Contenders]) -> str:
     """All workloads, one after the other."""
-    rounds = max(len(outcomes) for contenders in results.values() for outcomes in contenders.values())
-    lines = [INTRODUCTION.format(about=about, rounds=rounds)]
-    for workload, contenders in results.items():
-        if workload == "growth":
+    also = ALSO_SAYS if any(has_also(contenders) for contenders in results.values()) else ""
+    said = f"{rounds} round{'s' if rounds > 1 else ''}"
+    lines = [INTRODUCTION.format(about=about, rounds=said, also=also), *summary(results), ""]
+    for key, contenders in results.items():
+        if key == "growth":
             lines += ["## Growth", "", GROWTH, *growth_table(contenders), ""]
-            continue
-        lines += [f"## {WORKLOADS[workload].title}", ""]
-        lines += [*(idle_table if workload == "idle" else table)(contenders), ""]
+        else:
+            lines += [f"## {WORKLOADS[key].title[0].upper()}{WORKLOADS[key].title[1:]}", ""]
+            lines += [*(idle_table(contenders) if key == "idle" else table(key, contenders)), ""]
     return "\n".join(lines).strip() + "\n"
+
+
+def drawn(results: dict[str, Contenders]) -> dict[str, dict[str, list[float | None]]]:
+    """What the plot shows: by workload and event loop, how many times as fast, on the clock and on the processor."""
+    return {
+        WORKLOADS[key].title: {
+            loop: [
+                ratio(contenders.get(plugin_for(loop), []), contenders.get(f"{OURS}-{loop}", []), cost)
+                for cost in (clock, cpu)
+            ]
+            for loop in LOOPS
+        }
+        for key, contenders in results.items()
+        if key not in {"idle", "growth"}
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("outcomes", type=Path, help="the JSON file that run wrote")
-    parser.add_argument("--table", type=Path, required=True)
-    parser.add_argument("--plot", type=Path, required=True)
+    parser.add_argument("--table", type=Path, help="the file to write the tables to, besides printing them")
+    parser.add_argument("--plot", type=Path, help="the file to draw the plot in")
     options = parser.parse_args()
     outcomes = json.loads(options.outcomes.read_text(encoding="utf-8"))
-    results = outcomes["results"]
-    ordered = {workload: results[workload] for workload in WORKLOADS if workload in results}
-    text = report(outcomes["about"], ordered)
-    options.table.write_text(text, encoding="utf-8")
+    results = {key: outcomes["results"][key] for key in WORKLOADS if key in outcomes["results"]}
+    text = report(outcomes["about"], outcomes["rounds"], results)
     print(text)
-    shown = {
-        WORKLOADS[workload].title: {
-            name.removeprefix("ours-"): ratio(contenders[QUIET], outcomes, clock)
-            for name, outcomes in contenders.items()
-            if name in {"ours-asyncio", "ours-uvloop", "ours-trio"}
-        }
-        for workload, contenders in ordered.items()
-        # Of 100 tasks at once the plugin answers nearly none: no time to compare with.
-        if QUIET in contenders and workload not in {"tasks", "idle"}
-    }
-    draw(shown, options.plot)
+    if options.table:
+        options.table.write_text(text, encoding="utf-8")
+    if options.plot:
+        draw(drawn(results), options.plot)
 
 
 if __name__ == "__main__":
