@@ -1,29 +1,30 @@
 """`ToolServer`: Python functions as UTCP tools, published over WebSocket.
 
-It runs on trio, on `trio-websocket`: an implementation of the protocol that shares nothing with the client's engines,
-so that the two test each other. Each connection has a nursery for its calls, which run concurrently; when the client
-goes away they are cancelled.
+The server runs on trio and on asyncio. What it does is the same on both and stands in modules that know neither:
+`admission` says who may connect, `session` serves one connection, `tools` knows what a function is. Two modules carry
+the messages, one for each event loop; `transport` is the seam between.
 """
 
 from __future__ import annotations
 
-import inspect
-import json
 import logging
 import ssl
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
+from importlib import import_module
 from typing import Any, TypeVar, overload
 
-import trio
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
-from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_server_stream
+import anyio
+import anyio.abc
+import sniffio
 from utcp.python_specific_tooling.version import __version__ as utcp_version
 
-from .schemas import inputs_of, outputs_of
+from .admission import Admission, host_of, is_loopback
+from .listening import open_sockets
+from .session import Service, Session
+from .threads import Workers
+from .tools import Tool, as_tool
+from .transport import Carrier, Connection, Handshake, Refusal
 
 __all__ = ["ToolServer"]
 
@@ -31,25 +32,9 @@ _log = logging.getLogger(__name__)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_HANDSHAKE_TIME = 10.0
-_CLOSING_TIME = 2.0
-_DISCOVERY_TYPES = ("utcp", "discover")
-
-
-@dataclass(frozen=True, slots=True)
-class _Tool:
-    name: str
-    description: str
-    tags: tuple[str, ...]
-    function: Callable[..., Any]
-    arguments: TypeAdapter[dict[str, Any]]
-    inputs: dict[str, Any]
-    outputs: dict[str, Any]
-    timeout: float | None
-
 
 class ToolServer:
-    """Publishes functions as UTCP tools.
+    """Publishes functions as UTCP tools, on trio and on asyncio.
 
     ::
 
@@ -60,37 +45,75 @@ class ToolServer:
             "Add two integers."
             return a + b
 
-        async with trio.open_nursery() as nursery:
-            await nursery.start(server.serve, "127.0.0.1", 0)
+        async with anyio.create_task_group() as task_group:
+            await task_group.start(server.serve, "127.0.0.1", 0)
             print(server.url)
+
+    On trio, its nursery does as well as anyio's task group.
 
     The schemas of a tool come from its function's type hints, its description from the docstring; arguments are
     validated and converted by pydantic before the function is called, and results are turned into JSON by it.
 
-    An ``async`` function runs in the server's event loop. A plain one runs in a worker thread, which is left to itself
-    when the call is cancelled. An asynchronous generator is a stream. What a function raises is the tool's error; its
-    text goes to the caller, its traceback to the log.
+    An ``async`` function runs in the server's event loop. A plain one runs in a worker thread, which is abandoned if
+    the call is cancelled. Generators of both kinds are streams: `call_tool_streaming` gives each item as it comes,
+    `call_tool` a list of them. What a function raises is the tool's error; its text goes to the caller, its traceback
+    to the log.
+
+    A server on loopback serves programs on the same machine, and no page in its browser. Beyond loopback, give it a
+    token.
 
     Args:
-        name: Of the server, for logs.
-        max_concurrent_calls: Per connection; beyond it, the server stops reading from that connection.
-        max_message_size: Longest incoming message, in bytes.
+        name: Name of the server, for logs.
+        token: What clients must send, as ``Authorization: Bearer …`` or ``?token=…``. A client that has done so finds
+            it in the manual, as the credentials of each tool.
+        origins: Origins of pages that may connect, such as ``http://localhost:3000``. A page of any other is refused.
+        hosts: Further names and addresses of the server. A handshake is refused if its ``Host`` is none of them, nor
+            the address that the client has reached, the host that is served, the machine's name or, there,
+            ``localhost``.
+        max_calls: Calls at once on one connection; the next one waits.
+        max_message_size: Longest incoming message, in bytes. Together, the messages that one connection has in
+            progress may have as many; the next one waits.
+        ping_interval: Seconds between two pings to each client; None: no pings.
+        pong_timeout: Seconds without a sign of life after which a client is dead.
         ssl_context: To serve ``wss://``.
+
+    Raises:
+        ValueError: A value is not possible.
     """
 
     def __init__(
         self,
         name: str,
         *,
-        max_concurrent_calls: int = 1000,
+        token: str | None = None,
+        origins: Iterable[str] = (),
+        hosts: Iterable[str] = (),
+        max_calls: int = 100,
         max_message_size: int = 16 * 2**20,
+        ping_interval: float | None = 30.0,
+        pong_timeout: float = 30.0,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self.name = name
-        self._max_concurrent_calls = max_concurrent_calls
+        self._tools: dict[str, Tool] = {}
+        self._admission = Admission(hosts=hosts, origins=origins, token=token)
+        for limit, value in (("max_calls", max_calls), ("max_message_size", max_message_size)):
+            if value < 1:
+                raise ValueError(f"{limit} must be at least 1")
+        for limit, seconds in (("ping_interval", ping_interval), ("pong_timeout", pong_timeout)):
+            if seconds is not None and not seconds > 0:
+                raise ValueError(f"{limit} must be greater than 0")
         self._max_message_size = max_message_size
+        self._service = partial(
+            Service,
+            name=name,
+            tools=self._tools,
+            max_calls=max_calls,
+            max_bytes=max_message_size,
+            ping_interval=ping_interval,
+            pong_timeout=pong_timeout,
+        )
         self._ssl_context = ssl_context
-        self._tools: dict[str, _Tool] = {}
         self._url: str | None = None
 
     def __repr__(self) -> str:
@@ -105,7 +128,7 @@ class ToolServer:
         """
         if self._url is None:
             raise RuntimeError(
-                "the server is not serving; start it with: await nursery.start(server.serve, host, port)"
+                "the server is not serving; start it with: await task_group.start(server.serve, host, port)"
             )
         return self._url
 
@@ -134,252 +157,104 @@ class ToolServer:
         """Publish a function; also as a decorator, with or without arguments.
 
         Args:
-            name: Of the tool, instead of the function's.
-            description: Instead of the docstring.
+            name: Name of the tool; defaults to the function's name.
+            description: Description of the tool; defaults to the docstring.
             tags: For searching.
-            timeout: Seconds that a client is to wait for the whole response (`response_timeout`).
+            timeout: Seconds that a client should wait for the whole response (`response_timeout`).
 
         Returns:
             The function, unchanged.
 
         Raises:
-            ValueError: There is a tool of that name already.
-            TypeError: The function has parameters that cannot be named in JSON.
+            ValueError: There is a tool of that name already, or the name is not valid.
+            TypeError: The function has parameters that cannot be named in JSON, or types without a schema.
         """
         if function is None:
             return partial(self.tool, name=name, description=description, tags=tags, timeout=timeout)
-        name = name or function.__name__
+        name = name or str(getattr(function, "__name__", type(function).__name__))
         if name in self._tools:
             raise ValueError(f"there is a tool named {name!r} already")
-        arguments, inputs = inputs_of(function, name)
-        self._tools[name] = _Tool(
-            name=name,
-            description=description if description is not None else inspect.getdoc(function) or "",
-            tags=tuple(tags),
-            function=function,
-            arguments=arguments,
-            inputs=inputs,
-            outputs=outputs_of(function),
-            timeout=timeout,
-        )
+        self._tools[name] = as_tool(function, name=name, description=description, tags=tags, timeout=timeout)
         return function
 
     async def serve(
-        self, host: str, port: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, host: str, port: int, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve until cancelled. Cancelling it cancels the calls and closes the connections (code 1001, within 2 s).
 
         Args:
-            host: The address to listen at.
-            port: 0: any free one; see `url`.
+            host: The address to listen at; a name: all its addresses; ``0.0.0.0``: every IPv4 address of the machine.
+            port: 0: any that is free; see `url`.
+
+        Raises:
+            OSError: It cannot listen there.
+            RuntimeError: It is serving already.
         """
-        listeners = await self._listeners(host, port)
-        port = _port(listeners[0])
-        scheme = "ws" if self._ssl_context is None else "wss"
-        shown = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host  # noqa: S104 - compared
-        self._url = f"{scheme}://{shown}:{port}"
+        if self._url is not None:
+            raise RuntimeError(f"the server is serving already, at {self._url}")
+        library = sniffio.current_async_library()
+        seam = import_module(f".on_{library}", __package__)
+        sockets = await open_sockets(host, port)
         try:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(trio.serve_listeners, self._serve_client, listeners)
-                task_status.started()
+            addresses = [bound.getsockname()[0] for bound in sockets]
+            if not self._admission.has_token and not all(map(is_loopback, addresses)):
+                _log.warning(
+                    "server %s can be called by everybody who reaches %s; a token would keep others out",
+                    self.name,
+                    ", ".join(addresses),
+                )
+            self._url = f"{self._scheme}://{_shown(host)}:{sockets[0].getsockname()[1]}"
+            service = self._service(workers=Workers(seam.loop_caller()))
+            carrier = Carrier(
+                ssl_context=self._ssl_context,
+                max_message_size=self._max_message_size,
+                admit=partial(self._refusal, host),
+                handle=partial(self._handle, service),
+                started=task_status.started,
+            )
+            await seam.serve_connections(sockets, carrier)
         finally:
             self._url = None
+            for bound in sockets:
+                bound.close()
 
     def manual(self, url: str | None = None) -> dict[str, Any]:
-        """The UTCP manual of the tools, as JSON.
+        """The UTCP manual of the tools, as JSON, without credentials.
 
         Args:
             url: Where the tools are called; None: at `url`.
         """
-        url = url or self.url
+        return self._manual(url or self.url, None)
+
+    @property
+    def _scheme(self) -> str:
+        return "ws" if self._ssl_context is None else "wss"
+
+    def _refusal(self, served: str, handshake: Handshake) -> Refusal | None:
+        refusal = self._admission.refusal(handshake, served)
+        if refusal is not None:
+            _log.info("server %s refused a client: %s", self.name, refusal.reason)
+        return refusal
+
+    async def _handle(self, service: Service, connection: Connection) -> None:
+        handshake = connection.handshake
+        # Where the client came to, so it can come back: a listener's own address may mean nothing to it. The query may
+        # hold credentials, which have a place of their own.
+        path = handshake.target.partition("?")[0]
+        url = f"{self._scheme}://{handshake.host}{'' if path == '/' else path}"
+        auth = self._admission.credentials(handshake)
+        await Session(connection, service, partial(self._manual, url, auth)).run()
+
+    def _manual(self, url: str, auth: dict[str, Any] | None) -> dict[str, Any]:
         return {
             "utcp_version": utcp_version,
             "manual_version": "1.0.0",
-            "tools": [_described(tool, url) for tool in self._tools.values()],
+            "tools": [tool.described(url, auth) for tool in self._tools.values()],
         }
 
-    async def _listeners(self, host: str, port: int) -> Sequence[trio.abc.Listener[trio.abc.Stream]]:
-        if self._ssl_context is None:
-            return await trio.open_tcp_listeners(port, host=host)
-        return await trio.open_ssl_over_tcp_listeners(port, self._ssl_context, host=host, https_compatible=True)
 
-    async def _serve_client(self, stream: trio.abc.Stream) -> None:
-        """One connection, from its handshake to its end; whatever it does, the others go on."""
-        try:
-            async with trio.open_nursery() as nursery:
-                reading = await nursery.start(_keep_reading, nursery.cancel_scope)
-                try:
-                    await self._accept(stream, reading)
-                finally:
-                    reading.cancel_scope.cancel()
-        finally:
-            await trio.aclose_forcefully(stream)
-
-    async def _accept(self, stream: trio.abc.Stream, reading: trio.Nursery) -> None:
-        try:
-            with trio.fail_after(_HANDSHAKE_TIME):
-                request = await wrap_server_stream(
-                    reading,
-                    stream,
-                    message_queue_size=self._max_concurrent_calls,
-                    max_message_size=self._max_message_size,
-                )
-                connection = await request.accept()
-        except (trio.TooSlowError, HandshakeError, ConnectionClosed):
-            return
-        # Where the client came to, so it can come back: a listener's own address may mean nothing to it. The query may
-        # hold credentials. trio-websocket keeps Host apart from the other headers, and to itself.
-        scheme = "ws" if self._ssl_context is None else "wss"
-        path = request.path.partition("?")[0]
-        url = f"{scheme}://{request._event.host}{'' if path == '/' else path}"
-        await _Session(self, connection, url).run()
-
-
-async def _keep_reading(  # noqa: ASYNC114 - only ever started in a nursery of its own
-    client: trio.CancelScope, *, task_status: trio.TaskStatus[trio.Nursery]
-) -> None:
-    """A nursery for trio-websocket's reader, which the closing handshake of a cancelled server still needs."""
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.cancel_scope.shield = True
-            task_status.started(nursery)
-            await trio.sleep_forever()
-    except Exception as error:  # noqa: BLE001 - some clients make it raise; that is the end of their connection only
-        _log.debug("lost a client: %r", error)
-    client.cancel()
-
-
-class _Session:
-    """One connection and the calls on it."""
-
-    def __init__(self, server: ToolServer, connection: WebSocketConnection, url: str) -> None:
-        self._server = server
-        self._connection = connection
-        self._url = url
-        self._slots = trio.CapacityLimiter(server._max_concurrent_calls)
-
-    async def run(self) -> None:
-        try:
-            async with trio.open_nursery() as nursery:
-                await self._receive(nursery)
-                nursery.cancel_scope.cancel()
-        finally:
-            with trio.move_on_after(_CLOSING_TIME, shield=True):
-                await self._connection.aclose(1001, "going away")
-
-    async def _receive(self, nursery: trio.Nursery) -> None:
-        while True:
-            try:
-                message = await self._connection.get_message()
-            except ConnectionClosed:
-                return
-            token = object()
-            await self._slots.acquire_on_behalf_of(token)
-            nursery.start_soon(self._answer, message, token)
-
-    async def _answer(self, message: str | bytes, token: object) -> None:
-        try:
-            await self._handle(message)
-        except ConnectionClosed:
-            pass
-        except Exception:  # noqa: BLE001 - one request does not end the server
-            _log.exception("a request to server %s failed", self._server.name)
-        finally:
-            self._slots.release_on_behalf_of(token)
-
-    async def _handle(self, message: str | bytes) -> None:
-        if message == "manual":
-            await self._send(self._server.manual(self._url))
-            return
-        try:
-            request = json.loads(message)
-        except (ValueError, RecursionError):
-            await self._send_error(None, "the message is not JSON")
-            return
-        if not isinstance(request, dict):
-            await self._send_error(None, "the message is not a JSON object")
-        elif request.get("type") in _DISCOVERY_TYPES:
-            await self._send(self._server.manual(self._url))
-        elif request.get("type") == "call_tool":
-            await self._call(request)
-        else:
-            await self._send_error(request.get("request_id"), "the message has no type of utcp, discover or call_tool")
-
-    async def _call(self, request: dict[str, Any]) -> None:
-        request_id = request.get("request_id")
-        name = request.get("tool_name")
-        tool = self._server._tools.get(name) if isinstance(name, str) else None
-        if tool is None:
-            await self._send_error(request_id, f"there is no tool {name!r}")
-            return
-        given = request.get("arguments")
-        try:
-            arguments = tool.arguments.validate_python({} if given is None else given)
-        except ValidationError as error:
-            faults = (
-                ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"]))) for fault in error.errors()
-            )
-            await self._send_error(request_id, f"wrong arguments: {'; '.join(faults)}")
-            return
-        try:
-            await self._run(tool, arguments, request_id)
-        except Exception as error:
-            if isinstance(error, ConnectionClosed) and self._connection.closed:
-                raise  # not a connection of the tool's own
-            _log.exception("tool %s of server %s failed", tool.name, self._server.name)
-            await self._send_error(request_id, f"{type(error).__name__}: {error}")
-
-    async def _run(self, tool: _Tool, arguments: dict[str, Any], request_id: Any) -> None:
-        function = tool.function
-        if inspect.isasyncgenfunction(function):
-            async with aclosing(function(**arguments)) as items:
-                async for item in items:
-                    await self._send_result(request_id, item)
-            await self._send({"type": "stream_end", "request_id": request_id})
-        elif inspect.iscoroutinefunction(function):
-            await self._send_result(request_id, await function(**arguments))
-        else:
-            call = partial(function, **arguments)
-            await self._send_result(request_id, await trio.to_thread.run_sync(call, abandon_on_cancel=True))
-
-    async def _send_result(self, request_id: Any, result: Any) -> None:
-        await self._send({"type": "tool_response", "request_id": request_id, "result": to_jsonable_python(result)})
-
-    async def _send_error(self, request_id: Any, text: str) -> None:
-        await self._send({"type": "tool_error", "request_id": request_id, "error": text})
-
-    async def _send(self, message: dict[str, Any]) -> None:
-        await self._connection.send_message(json.dumps(message, allow_nan=False))
-
-
-def _port(listener: trio.abc.Listener[Any]) -> int:
-    tcp = listener.transport_listener if isinstance(listener, trio.SSLListener) else listener
-    assert isinstance(tcp, trio.SocketListener)
-    port: int = tcp.socket.getsockname()[1]
-    return port
-
-
-def _described(tool: _Tool, url: str) -> dict[str, Any]:
-    template: dict[str, Any] = {
-        "call_template_type": "websocket",
-        "name": tool.name,
-        "url": url,
-        "message": {
-            "type": "call_tool",
-            "request_id": "{{uuid}}",
-            "tool_name": tool.name,
-            "arguments": "{{args}}",
-        },
-        "message_filter": {"request_id": "{{uuid}}"},
-        "multiplex": True,
-    }
-    if tool.timeout is not None:
-        template["response_timeout"] = tool.timeout
-    return {
-        "name": tool.name,
-        "description": tool.description,
-        "inputs": tool.inputs,
-        "outputs": tool.outputs,
-        "tags": list(tool.tags),
-        "tool_call_template": template,
-    }
+def _shown(host: str) -> str:
+    """The host of a URL that leads to what is served."""
+    address = host_of(host) or host
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 - compared
+    return f"[{reachable}]" if ":" in reachable else reachable

@@ -1,0 +1,166 @@
+"""A Python function as a tool: what a manual says about it, and how it is run.
+
+There are two questions about a function, and all four answers occur. Is it a *stream*: does it give its results one by
+one? And is it *asynchronous*: does it run in the event loop, or in a thread? Both are answered when it is published,
+because its call template depends on the first.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from .schemas import inputs_of, is_stream, outputs_of
+from .threads import Workers
+
+__all__ = ["Tool", "WrongArguments", "as_tool"]
+
+_NAME = re.compile(r"[\w.-]+")
+_MAX_FAULTS = 10
+_MAX_FAULTS_TO_LOOK_AT = 1000
+_SHOWN = 200
+
+
+class WrongArguments(Exception):  # noqa: N818 - the text is all that it is for
+    """A call's arguments do not fit; the text says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A published function.
+
+    Attributes:
+        timeout: Seconds that a client should wait for the whole response.
+        is_stream: Its results come one by one.
+    """
+
+    name: str
+    description: str
+    tags: tuple[str, ...]
+    function: Callable[..., Any] = field(repr=False)
+    arguments: TypeAdapter[dict[str, Any]] = field(repr=False)
+    inputs: dict[str, Any] = field(repr=False)
+    outputs: dict[str, Any] = field(repr=False)
+    timeout: float | None
+    is_stream: bool
+
+    def described(self, url: str, auth: dict[str, Any] | None) -> dict[str, Any]:
+        """The tool as it stands in a manual.
+
+        Args:
+            url: Where it is called.
+            auth: The credentials that the server asks for.
+        """
+        template: dict[str, Any] = {
+            "call_template_type": "websocket",
+            "name": self.name,
+            "url": url,
+            "message": {
+                "type": "call_tool",
+                "request_id": "{{uuid}}",
+                "tool_name": self.name,
+                "arguments": "{{args}}",
+            },
+            "message_filter": {"request_id": "{{uuid}}"},
+            "multiplex": True,
+        }
+        if self.is_stream:
+            # Without an end of its own, an open-ended exchange would take a time-out for it, and be cut short silently.
+            template["end_filter"] = {"type": "stream_end", "request_id": "{{uuid}}"}
+            template["expected_responses"] = -1
+        else:
+            template["expected_responses"] = 1
+        if auth is not None:
+            template["auth"] = auth
+        if self.timeout is not None:
+            template["response_timeout"] = self.timeout
+        return {
+            "name": self.name,
+            "description": self.description,
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "tags": list(self.tags),
+            "tool_call_template": template,
+        }
+
+    def read_arguments(self, given: Any) -> dict[str, Any]:
+        """A call's arguments as the function takes them.
+
+        Raises:
+            WrongArguments: They do not fit.
+        """
+        try:
+            return self.arguments.validate_python({} if given is None else given)
+        except ValidationError as error:
+            fault = _faults(error)
+        raise WrongArguments(f"wrong arguments: {fault}")
+
+    async def run(self, arguments: dict[str, Any], workers: Workers) -> Any:
+        """Call the function. What a stream gives is an asynchronous iterator."""
+        function = self.function
+        if inspect.iscoroutinefunction(function):
+            result = await function(**arguments)
+        elif inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+            result = function(**arguments)  # runs nothing of it yet
+        else:
+            result = await workers.run(partial(function, **arguments))
+            if isinstance(result, Awaitable):  # of a decorator that hides what it decorates
+                result = await result
+        if not self.is_stream:
+            return result
+        return result if isinstance(result, AsyncIterator) else workers.iterate(iter(result))
+
+
+def as_tool(
+    function: Callable[..., Any],
+    *,
+    name: str,
+    description: str | None,
+    tags: Iterable[str],
+    timeout: float | None,
+) -> Tool:
+    """Describe a function.
+
+    Raises:
+        ValueError: The name or the time is not valid.
+        TypeError: It has parameters that JSON cannot name, or types that JSON cannot express.
+    """
+    if _NAME.fullmatch(name) is None:
+        # A client puts it into a template, where a brace or a dollar sign would mean something else.
+        raise ValueError(f"tool name {name!r}: use letters, digits, '_', '-' and '.'")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"{name}: timeout must be greater than 0")
+    arguments, inputs = inputs_of(function, name)
+    return Tool(
+        name=name,
+        description=description if description is not None else inspect.getdoc(function) or "",
+        tags=tuple(tags),
+        function=function,
+        arguments=arguments,
+        inputs=inputs,
+        outputs=outputs_of(function),
+        timeout=timeout,
+        is_stream=is_stream(function),
+    )
+
+
+def _faults(error: ValidationError) -> str:
+    """What is wrong with arguments, in a bounded text: a hostile client can be wrong in a million places."""
+    count = error.error_count()
+    if count > _MAX_FAULTS_TO_LOOK_AT:
+        return f"{count} faults"
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    shown = []
+    for fault in faults[:_MAX_FAULTS]:
+        place = ".".join(map(str, fault["loc"]))
+        text = f"{place}: {fault['msg']}" if place else fault["msg"]
+        shown.append(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+    if count > len(shown):
+        shown.append(f"and {count - len(shown)} more")
+    return "; ".join(shown)

@@ -1,0 +1,132 @@
+"""The seam between the server's rules and an event loop.
+
+Everything that the server decides, it decides above this seam, once: who may connect (`admission`), what is answered
+and how much at once (`session`), how a function runs (`tools`, `threads`). Below it are two small modules, `on_trio`
+over trio-websocket and `on_asyncio` over `websockets`, which only carry messages. Each offers::
+
+    async def serve_connections(sockets, carrier: Carrier) -> None
+    def loop_caller() -> Callable[[Callable[[], object]], object]
+
+`serve_connections` accepts clients until it is cancelled. For each, it completes the handshake if `admit` has no
+objection, and runs `handle` with the connection; whatever happens there ends that connection only. When it is
+cancelled it cancels every `handle`, and ends within a few seconds whatever the clients do.
+
+`loop_caller`, called in the event loop, gives a function with which a thread has something called there.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = [
+    "BACKLOG",
+    "CLOSING_TIME",
+    "GOING_AWAY",
+    "HANDSHAKE_TIME",
+    "MESSAGE_TOO_BIG",
+    "Carrier",
+    "Connection",
+    "Disconnected",
+    "Handshake",
+    "Refusal",
+]
+
+HANDSHAKE_TIME = 10.0
+"""Seconds that a client has for TLS and its handshake."""
+CLOSING_TIME = 2.0
+"""Seconds that a client has to answer a close."""
+BACKLOG = 1024
+"""Connections that the operating system keeps until they are accepted."""
+GOING_AWAY = 1001
+MESSAGE_TOO_BIG = 1009
+
+
+class Disconnected(Exception):  # noqa: N818 - not an error of the server: clients come and go
+    """The client has gone, or is going."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """What a client asks for, as far as it matters to somebody.
+
+    Attributes:
+        target: Path and query, as sent.
+        host: The header ``Host``; empty if there is not exactly one.
+        origins: The values of all ``Origin`` headers.
+        authorizations: The values of all ``Authorization`` headers.
+        local_address: The address of this machine that the client has reached.
+    """
+
+    target: str
+    host: str
+    origins: tuple[str, ...]
+    authorizations: tuple[str, ...]
+    local_address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An HTTP answer in place of a connection."""
+
+    status: int
+    reason: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Connection(Protocol):
+    """An open WebSocket connection to a client."""
+
+    @property
+    def handshake(self) -> Handshake:
+        """What the client asked for."""
+
+    @property
+    def progress(self) -> object:
+        """Differs from what it was before if bytes have come or gone since."""
+
+    async def receive(self) -> str | bytes:
+        """The next message. One that is longer than the limit closes the connection with 1009.
+
+        Raises:
+            Disconnected: There will be none.
+        """
+
+    async def send(self, text: str) -> None:
+        """Send a text message, waiting while the client is slow to read.
+
+        Raises:
+            Disconnected: The client is not there any more.
+        """
+
+    async def ping(self) -> None:
+        """Send a ping, and wait for its pong.
+
+        Raises:
+            Disconnected: The client is not there any more.
+        """
+
+    async def close(self, code: int, reason: str) -> None:
+        """Say goodbye and wait for the answer, `CLOSING_TIME` at most. Never raises, except when cancelled."""
+
+    def abort(self) -> None:
+        """Drop the connection; `receive` and `send` end with `Disconnected`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """What a `serve_connections` needs to know.
+
+    Attributes:
+        admit: Why this client may not connect; None: it may.
+        handle: Runs as long as the connection.
+        started: To call when clients can connect.
+    """
+
+    ssl_context: ssl.SSLContext | None
+    max_message_size: int
+    admit: Callable[[Handshake], Refusal | None]
+    handle: Callable[[Connection], Awaitable[None]]
+    started: Callable[[], None]
