@@ -25,6 +25,7 @@ from .errors import (
 if TYPE_CHECKING:
     from ._client.client import AnyioUtcpClient, open_client
     from ._client.repository import AnyioToolRepository
+    from ._net.settings import NetworkSettings, configure
     from ._server.server import ToolServer
     from ._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
     from .protocol import WebSocketCommunicationProtocol
@@ -33,6 +34,7 @@ __all__ = [
     "AnyioToolRepository",
     "AnyioUtcpClient",
     "MissingArgumentError",
+    "NetworkSettings",
     "ToolServer",
     "WebSocketAuthError",
     "WebSocketCallTemplate",
@@ -45,6 +47,7 @@ __all__ = [
     "WebSocketSecurityError",
     "WebSocketTimeoutError",
     "WebSocketToolError",
+    "configure",
     "open_client",
     "register",
 ]
@@ -53,6 +56,8 @@ __all__ = [
 _MODULES = {
     "AnyioToolRepository": "_client.repository",
     "AnyioUtcpClient": "_client.client",
+    "NetworkSettings": "_net.settings",
+    "configure": "_net.settings",
     "ToolServer": "_server.server",
     "WebSocketCallTemplate": "_templates.call_template",
     "WebSocketCallTemplateSerializer": "_templates.call_template",

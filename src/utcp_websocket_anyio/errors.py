@@ -10,7 +10,8 @@ and fragment, and the layers that raise these cut the chain to the library error
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 __all__ = [
@@ -29,7 +30,7 @@ Phase = Literal["pool", "connect", "response"]
 
 
 class WebSocketError(Exception):
-    """Root of this package's errors.
+    """Base class of all errors raised by this package.
 
     Attributes:
         endpoint: The URL of the endpoint without user information, query and fragment; None where no endpoint is
@@ -50,7 +51,7 @@ class WebSocketError(Exception):
 
 
 class WebSocketConnectionError(WebSocketError, ConnectionError):
-    """No connection could be established: DNS, TCP, TLS, a redirect, or no valid WebSocket handshake.
+    """No connection could be established: DNS, TCP, TLS, a proxy, a redirect, or no valid WebSocket handshake.
 
     Attributes:
         status: The HTTP status with which the handshake was answered, if it was and if it was not 101.
@@ -91,7 +92,7 @@ class WebSocketProtocolError(WebSocketError):
 
 
 class WebSocketClosedError(WebSocketError, ConnectionError):
-    """The connection was closed, or lost, before the exchange was over.
+    """The connection was closed, or lost, before the call was complete.
 
     Attributes:
         code: The close code (RFC 6455, section 7.4); 1006 where there was no close frame.
@@ -130,6 +131,28 @@ class MissingArgumentError(WebSocketError, ValueError):
     def __init__(self, names: Iterable[str], *, endpoint: str | None = None) -> None:
         self.names: tuple[str, ...] = tuple(sorted(names))
         super().__init__(f"missing argument: {', '.join(self.names)}", endpoint=endpoint)
+
+
+@contextmanager
+def mapped(make: Callable[[str], Exception], *caught: type[Exception]) -> Iterator[None]:
+    """Raise `make(str(error))` in place of an error, with nothing of the original behind it.
+
+    ``raise … from None`` hides the original from tracebacks only; its attributes may hold secrets, and are still within
+    reach as ``__context__``. This is the one way in this package to raise an error in place of another one.
+
+    Args:
+        make: Makes the new error of the original's text.
+        caught: The errors that are replaced.
+    """
+    try:
+        yield
+    except caught as error:
+        clean = make(str(error))
+        try:
+            raise clean
+        finally:
+            # Python sets the context when the error is raised, so it can only be taken off afterwards.
+            clean.__context__ = None
 
 
 def _rebuild(kind: type[WebSocketError], args: tuple[Any, ...], state: dict[str, Any]) -> WebSocketError:

@@ -30,6 +30,8 @@ from ._calls.streams import ResponseStream
 from ._connections.connector import Connector
 from ._connections.pool import Pool
 from ._connections.statistics import Counters, Statistics
+from ._net.settings import NetworkSettings
+from ._net.transport import Network
 from ._templates.call_template import WebSocketCallTemplate
 from .errors import MissingArgumentError, WebSocketError
 
@@ -57,12 +59,16 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
     that is shared, and disturbs no other call.
 
     Args:
-        ssl_context: For every TLS connection; None: the system's trust store.
+        ssl_context: For every TLS connection, used as it is; None: made of the network settings.
+        network: How the network is reached; None: as `configure` says.
+
+    Raises:
+        ValueError: Both an `ssl_context` and certificates in `network` are given.
     """
 
-    def __init__(self, *, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *, ssl_context: ssl.SSLContext | None = None, network: NetworkSettings | None = None) -> None:
         self._counters = Counters()
-        self._connector = Connector(ssl_context, self._counters)
+        self._connector = Connector(Network(network, ssl_context), self._counters)
         self._pool: Pool | None = None
         self._token: object = None
         self._thread: int | None = None
@@ -76,6 +82,10 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
     def __repr__(self) -> str:
         state = "closed" if self._closed else "unused" if self._pool is None else repr(self._pool)
         return f"<WebSocketCommunicationProtocol {state}>"
+
+    def _reach_through(self, network: NetworkSettings) -> None:
+        """Use these settings from now on; for a client whose protocol objects are made by UTCP's factories."""
+        self._connector.network = Network(network)
 
     # Where the tasks live
 
@@ -206,7 +216,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
             return await Exchange(request, pool=pool, streaming=False).collect()
 
         try:
-            manual = await discover(template, ask, ssl_context=self._connector.ssl_context)
+            manual = await discover(template, ask, network=self._connector.network)
         except BaseException:
             if self._pool is not None:
                 self._pool.give_up(template.name)

@@ -29,7 +29,8 @@ from utcp_websocket_anyio import (
 )
 from utcp_websocket_anyio._calls import discovery
 from utcp_websocket_anyio._connections import connector
-from utcp_websocket_anyio._net.http import request_json
+from utcp_websocket_anyio._net.http import Answer
+from utcp_websocket_anyio._net.http import request as ask
 from utcp_websocket_anyio._wire import Target, Wire, open_wire
 
 pytestmark = pytest.mark.anyio
@@ -462,11 +463,11 @@ def afar(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pub
     async def by_http(content: Any) -> AsyncIterator[WebSocketCallTemplate]:
         async with serve_http(answering(content)) as server:
 
-            async def nearby(method: str, url: str, **options: Any) -> tuple[int, Any]:
+            async def nearby(method: str, url: str, **options: Any) -> Answer:
                 assert url == "https://remote.example/manual"
-                return await request_json(method, server.url, **options)
+                return await ask(method, server.url, **options)
 
-            monkeypatch.setattr(discovery, "request_json", nearby)
+            monkeypatch.setattr(discovery, "request", nearby)
             yield template(NOWHERE, discovery_url="https://remote.example/manual")
 
     return by_websocket if request.param == "websocket" else by_http
@@ -497,12 +498,17 @@ async def test_a_remote_manual_that_names_loopback_is_refused(
 ) -> None:
     content = manual(over_websocket("wss://example.com/"), called)
     async with entered() as protocol, afar(content) as own:
-        says = f"the tool 'tool1' of a remote manual names a loopback {field}"
+        says = f"the tool 'tool1' of a remote manual names a loopback address in {field}"
         await fails(protocol, own, WebSocketSecurityError, says)
 
 
+async def test_a_remote_manuals_tools_of_other_protocols_may_not_name_loopback_either(afar: Publish) -> None:
+    async with entered() as protocol, afar(manual(over_http("http://127.0.0.1/"))) as own:
+        await fails(protocol, own, WebSocketSecurityError, "names a loopback address in url")
+
+
 async def test_a_remote_manual_may_name_other_hosts(afar: Publish) -> None:
-    content = manual(over_websocket("wss://example.com/"), over_http("http://127.0.0.1/"))
+    content = manual(over_websocket("wss://example.com/"), over_http("http://example.com/"))
     async with entered() as protocol, afar(content) as own:
         first, second = await registered(protocol, own)
     assert isinstance(first.tool_call_template, WebSocketCallTemplate)

@@ -227,7 +227,7 @@ async def test_a_remote_manual_of_another_protocol_may_not_name_loopback(origin:
     values = manual(url=origin, allowed_communication_protocols=["websocket"])
     with anyio.fail_after(10):
         async with open_client() as client:
-            with pytest.raises(WebSocketSecurityError, match="loopback url"):
+            with pytest.raises(WebSocketSecurityError, match="loopback address in url"):
                 await client.register_manual(CallTemplateSerializer().validate_dict(values))
             assert await client.config.tool_repository.get_tools() == []
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
-import trio
-import trio.testing
+from pydantic import SecretStr
 from support.http_peer import HttpPeer, HttpServer, serve_http, silent
 from support.peers import Peer, peer
 from utcp.data.auth import Auth
@@ -27,7 +26,9 @@ from utcp_websocket_anyio import (
     WebSocketSecurityError,
     WebSocketTimeoutError,
 )
+from utcp_websocket_anyio._net import auth as auth_module
 from utcp_websocket_anyio._net.auth import TokenCache, credential_key, handshake_credentials, merge_headers
+from utcp_websocket_anyio._net.transport import Network
 
 pytestmark = pytest.mark.anyio
 
@@ -125,7 +126,7 @@ async def call(protocol: WebSocketCommunicationProtocol, call_template: WebSocke
 
 async def token_of(cache: TokenCache, auth: OAuth2Auth, endpoint: str = ENDPOINT) -> str:
     with anyio.fail_after(10):
-        return await cache.token(auth, ssl_context=None, endpoint=endpoint)
+        return await cache.token(auth, network=Network(), endpoint=endpoint)
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -280,40 +281,47 @@ async def test_each_credential_configuration_has_a_token_of_its_own() -> None:
     assert first == again == [f"token-{n}" for n in range(1, 6)]
 
 
-on_a_clock_by_hand = pytest.mark.parametrize(
-    "anyio_backend", [pytest.param(("trio", {"clock": trio.testing.MockClock()}), id="trio")]
-)
+class Clock:
+    """A clock that stands still."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-@on_a_clock_by_hand
 @pytest.mark.parametrize("expires_in", [100, 100.0, "100"])
 async def test_a_token_is_renewed_thirty_seconds_before_its_end(expires_in: Any) -> None:
-    clock = trio.lowlevel.current_clock()
-    assert isinstance(clock, trio.testing.MockClock)
-    cache, issuer = TokenCache(), Issuer(expires_in=expires_in)
+    clock = Clock()
+    cache, issuer = TokenCache(clock), Issuer(expires_in=expires_in)
     async with serve_http(issuer) as server:
         assert await token_of(cache, oauth2(server)) == "token-1"
-        clock.jump(69.9)
+        clock.now += 69.9
         assert await token_of(cache, oauth2(server)) == "token-1"
-        clock.jump(0.1)
+        clock.now += 0.1
         assert await token_of(cache, oauth2(server)) == "token-2"
-        clock.jump(69.9)
+        clock.now += 69.9
         assert await token_of(cache, oauth2(server)) == "token-2"
 
 
-@on_a_clock_by_hand
-@pytest.mark.parametrize("answer", [{}, {"expires_in": None}, {"expires_in": "soon"}, {"expires_in": [1]}])
-async def test_a_token_without_a_sensible_end_is_kept_until_it_is_refused(answer: dict[str, Any]) -> None:
-    clock = trio.lowlevel.current_clock()
-    assert isinstance(clock, trio.testing.MockClock)
-    cache = TokenCache()
+@pytest.mark.parametrize(
+    "answer", [{}, {"expires_in": None}, {"expires_in": "soon"}, {"expires_in": [1]}, {"expires_in": float("inf")}]
+)
+async def test_a_token_without_a_sensible_end_is_kept_for_an_hour_or_until_it_is_refused(
+    answer: dict[str, Any],
+) -> None:
+    clock = Clock()
+    cache = TokenCache(clock)
     async with serve_http(Issuer(**answer)) as server:
         auth = oauth2(server)
         assert await token_of(cache, auth) == "token-1"
-        clock.jump(10**6)
+        clock.now += 3500
         assert await token_of(cache, auth) == "token-1"
         cache.discard(auth, "token-1")
         assert await token_of(cache, auth) == "token-2"
+        clock.now += 3700
+        assert await token_of(cache, auth) == "token-3"
 
 
 async def test_a_token_that_lasts_no_thirty_seconds_is_used_once() -> None:
@@ -328,6 +336,39 @@ async def test_expired_tokens_of_other_credentials_are_forgotten() -> None:
         for n in range(20):
             await token_of(cache, oauth2(server, client_id=str(n)))
     assert len(cache._tokens) == 1
+
+
+async def test_the_token_used_longest_ago_is_the_first_to_be_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth_module, "_MAX_TOKENS", 3)
+    cache = TokenCache()
+    async with serve_http(Issuer(expires_in=3600)) as server:
+        for client in "abcadae":
+            await token_of(cache, oauth2(server, client_id=client))
+        # b went for d, c for e; a was used in between.
+        assert await token_of(cache, oauth2(server, client_id="a")) == "token-1"
+        assert await token_of(cache, oauth2(server, client_id="b")) == "token-6"
+    assert len(cache._tokens) == 3
+
+
+def test_the_key_of_credentials_shows_nothing_and_tells_all_apart() -> None:
+    class Other(ApiKeyAuth):
+        secret: SecretStr
+
+    keys = [
+        credential_key(auth)
+        for auth in (
+            api_key(SECRET),
+            api_key(f"{SECRET}2"),
+            api_key(SECRET, location="query"),
+            BasicAuth(username="a", password=SECRET),
+            api_key(f"{SECRET}\ud800"),
+            Other.model_validate({"api_key": SECRET, "secret": "a"}),
+            Other.model_validate({"api_key": SECRET, "secret": "b"}),
+        )
+    ]
+    assert len(set(keys)) == len(keys)
+    assert all(isinstance(key, bytes) and SECRET.encode() not in key for key in keys)
+    assert credential_key(api_key(SECRET)) == credential_key(api_key(SECRET))
 
 
 class Slow(Issuer):

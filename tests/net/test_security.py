@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ConfigDict
 from utcp.data.auth_implementations import OAuth2Auth
+from utcp.data.call_template import CallTemplate
 from utcp.data.tool import Tool
 
 from utcp_websocket_anyio._net.security import (
@@ -150,7 +152,7 @@ def test_a_url_that_parsers_read_differently_or_not_at_all_is_refused(url: str) 
 @pytest.mark.parametrize("user", ["user:geheim@", "geheim@", ":geheim@", "a@geheim@", "127.0.0.1:80@", "@"])
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
 def test_user_information_is_refused_and_not_shown(scheme: str, user: str) -> None:
-    with pytest.raises(WebSocketSecurityError, match="credentials belong in auth") as caught:
+    with pytest.raises(WebSocketSecurityError, match="put credentials in auth") as caught:
         check_websocket_url(f"{scheme}://{user}localhost/?geheim#geheim")
     assert "geheim" not in str(caught.value)
     assert caught.value.endpoint == f"{scheme}://localhost/"
@@ -282,7 +284,9 @@ def secret_from(token_url: str) -> OAuth2Auth:
 def test_a_remote_manual_may_not_name_loopback(template: WebSocketCallTemplate, field: str) -> None:
     good = Tool(name="good", tool_call_template=remote_template())
     bad = Tool(name="bad", tool_call_template=template)
-    with pytest.raises(WebSocketSecurityError, match=rf"'bad' of a remote manual names a loopback {field} ") as caught:
+    with pytest.raises(
+        WebSocketSecurityError, match=rf"'bad' of a remote manual names a loopback address in {field} "
+    ) as caught:
         check_manual_origin("wss://u:p@tools.example/?token=x", [good, bad])
     assert caught.value.endpoint == "wss://tools.example/"
     check_manual_origin(REMOTE, [good])
@@ -306,7 +310,7 @@ def test_a_local_manual_may_name_loopback(origin: str) -> None:
     ],
 )
 def test_a_manual_is_local_only_where_no_parser_could_think_otherwise(origin: str) -> None:
-    with pytest.raises(WebSocketSecurityError, match="loopback url"):
+    with pytest.raises(WebSocketSecurityError, match=r"loopback address in .*url"):
         check_manual_origin(origin, [tool(remote_template(url="ws://127.0.0.1:9000/"))])
 
 
@@ -327,7 +331,8 @@ def test_the_inline_tools_of_a_remote_manuals_templates_are_looked_at_too() -> N
             "tools": [{"name": "without template"}, innermost],
         },
     }
-    with pytest.raises(WebSocketSecurityError, match=r"'inner' .* loopback auth\.token_url"):
+    where = r"tools\[0\]\.tool_call_template\.tools\[1\]\.tool_call_template\.auth\.token_url"
+    with pytest.raises(WebSocketSecurityError, match=f"'spy' .* a loopback address in {where} "):
         check_manual_origin(REMOTE, [tool(remote_template(tools=[middle]))])
 
 
@@ -335,15 +340,70 @@ def test_inline_tools_may_be_nested_deeper_than_python_recurses() -> None:
     template: dict[str, Any] = {"call_template_type": "websocket", "url": "ws://127.1/"}
     for _ in range(5000):
         template = {"call_template_type": "websocket", "tools": [{"tool_call_template": template}]}
-    with pytest.raises(WebSocketSecurityError, match="loopback url"):
+    with pytest.raises(WebSocketSecurityError, match=r"loopback address in .*url"):
         check_manual_origin(REMOTE, [tool(template)])
 
 
-def test_call_templates_of_other_protocols_are_looked_at_on_request() -> None:
-    spy = tool(SimpleNamespace(call_template_type="other", url="http://127.0.0.1:9200/", auth=None))
-    check_manual_origin(REMOTE, [spy])
-    with pytest.raises(WebSocketSecurityError, match="'spy' of a remote manual names a loopback url"):
-        check_manual_origin(REMOTE, [spy], every_kind=True)
+class OtherTemplate(CallTemplate):
+    call_template_type: str = "other"
+    model_config = ConfigDict(extra="allow")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"url": "http://127.0.0.1:9200/"},
+        {"url": "HTTP://LocalHost4.LocalDomain/"},
+        {"host": "localhost", "port": 22},
+        {"host": "127.1"},
+        {"hosts": ["example.com", "[::1]:80"]},
+        {"base_url": "http://0/"},
+        {"baseUrl": "http://0/"},
+        {"config": {"mcpServers": {"x": {"url": "http://localhost:3000/sse"}}}},
+        {"servers": [{"endpoint": "https://example.com/"}, {"endpoint": "tcp://127.0.0.1/"}]},
+        {"oauth": {"token_url": "http://localhost6/"}},
+    ],
+    ids=str,
+)
+def test_call_templates_of_every_protocol_are_looked_at(fields: dict[str, Any]) -> None:
+    with pytest.raises(WebSocketSecurityError, match="'spy' of a remote manual names a loopback address in "):
+        check_manual_origin(REMOTE, [tool(OtherTemplate(**fields))])
+
+
+def test_hosts_elsewhere_and_what_is_no_address_are_fine_in_every_protocol() -> None:
+    fields: dict[str, Any] = {
+        "url": "https://example.com/?next=http://localhost/",
+        "host": "example.com",
+        "headers": {"Origin": "http://localhost"},
+        "body": "http://127.0.0.1/",
+        "path": "/localhost",
+    }
+    check_manual_origin(REMOTE, [tool(OtherTemplate(**fields))])
+
+
+def test_what_a_websocket_template_sends_is_data_but_its_http_steps_are_addresses() -> None:
+    sent = {"type": "open", "url": "http://127.0.0.1/"}
+    fields: dict[str, Any] = {
+        "call_template_type": "websocket",
+        "url": "wss://tools.example/",
+        "message": sent,
+        "on_connect": [{"send": sent, "expect": sent}],
+        "prepare": [{"http": {"method": "POST", "url": "https://tools.example/", "json": sent}}],
+        "headers": {"X-Host": "localhost"},
+    }
+    check_manual_origin(REMOTE, [tool(fields)])
+    fields["resume"] = {"prepare": [{"http": {"url": "https://127.0.0.1/"}}]}
+    with pytest.raises(WebSocketSecurityError, match=r"loopback address in resume\.prepare\[0\]\.http\.url"):
+        check_manual_origin(REMOTE, [tool(fields)])
+
+
+def test_the_schemas_of_inline_tools_name_no_addresses() -> None:
+    inline = {
+        "name": "fetch",
+        "inputs": {"properties": {"url": "http://localhost/"}},
+        "tool_call_template": {"call_template_type": "websocket", "url": "wss://tools.example/"},
+    }
+    check_manual_origin(REMOTE, [tool({"call_template_type": "websocket", "tools": [inline]})])
 
 
 @pytest.mark.parametrize(
@@ -366,7 +426,7 @@ def test_other_headers_can_be_set(name: str, value: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "X Y", "X:", "X\r\nHost", "X\x00", "X-\u00fc", "(x)", "X\n"])
 def test_a_header_name_is_a_token(name: str) -> None:
-    with pytest.raises(WebSocketSecurityError, match="no valid header name"):
+    with pytest.raises(WebSocketSecurityError, match="invalid header name"):
         check_header(name, "x")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,8 +14,9 @@ from utcp.data.tool import Tool
 from utcp.data.utcp_manual import UtcpManual
 from utcp.interfaces.serializer import Serializer
 
-from .._net.http import request_json
+from .._net.http import request
 from .._net.security import check_http_url, check_manual_origin, display_url
+from .._net.transport import Network
 from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer, declare_tool_inputs
 from .._templates.filters import compile_filter
 from .._templates.plan import Plan
@@ -28,14 +28,14 @@ _IS_MANUAL = compile_filter({"tools": []}, "discovery")
 
 
 async def discover(
-    template: WebSocketCallTemplate, ask: Callable[[Plan], Awaitable[Any]], *, ssl_context: ssl.SSLContext | None = None
+    template: WebSocketCallTemplate, ask: Callable[[Plan], Awaitable[Any]], *, network: Network | None = None
 ) -> UtcpManual:
     """Find the tools of a manual. Cancelling it ends the request it has under way.
 
     Args:
         template: The manual's call template.
         ask: Runs one exchange by the given plan and returns its response.
-        ssl_context: For a `discovery_url`.
+        network: The way to a `discovery_url`; None: as `configure` says.
 
     Raises:
         WebSocketError: The manual could not be fetched.
@@ -46,7 +46,7 @@ async def discover(
         return _manual({"tools": template.tools}, template)
     if template.discovery_url is not None:
         origin = template.discovery_url
-        content = await _fetch(origin, template.timeout, ssl_context)
+        content = await _fetch(origin, template.timeout, network or Network())
     else:
         origin = template.url
         content = await ask(discovery_plan(template.plan))
@@ -76,19 +76,20 @@ def discovery_plan(plan: Plan) -> Plan:
     )
 
 
-async def _fetch(url: str, seconds: float, ssl_context: ssl.SSLContext | None) -> Any:
+async def _fetch(url: str, seconds: float, network: Network) -> Any:
     check_http_url(url, "discovery_url")
     endpoint = display_url(url)
     with anyio.move_on_after(seconds):
-        status, content = await request_json("GET", url, ssl_context=ssl_context, what="discovery request")
-        if status != 200:
+        answer = await request("GET", url, network=network, what="discovery request")
+        if (status := answer.status) != 200:
+            reason = answer.reason()
             raise WebSocketConnectionError(
-                f"the discovery request was answered with status {status}",
+                f"the discovery request was answered with status {status}{'' if reason is None else f': {reason}'}",
                 endpoint=endpoint,
                 status=status,
                 transient=status >= 500,
             )
-        return content
+        return answer.json()
     raise WebSocketTimeoutError(f"no manual within {seconds:g} s", phase="response", endpoint=endpoint)
 
 

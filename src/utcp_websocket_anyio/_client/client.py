@@ -37,6 +37,7 @@ from utcp.interfaces.communication_protocol import CommunicationProtocol
 from utcp.interfaces.variable_substitutor import VariableSubstitutor
 
 from .._calls.tool_stream import ToolStream
+from .._net.settings import NetworkSettings
 from ..errors import WebSocketError
 from ..protocol import WebSocketCommunicationProtocol
 from .config import Config, load_config
@@ -56,7 +57,10 @@ _CLEAN_UP_TIME = 2.0
 
 @asynccontextmanager
 async def open_client(
-    config: Config | None = None, root_dir: str | os.PathLike[str] | None = None
+    config: Config | None = None,
+    root_dir: str | os.PathLike[str] | None = None,
+    *,
+    network: NetworkSettings | None = None,
 ) -> AsyncIterator[AnyioUtcpClient]:
     """A UTCP client for the length of a block, on asyncio and on trio::
 
@@ -74,6 +78,7 @@ async def open_client(
     Args:
         config: A configuration, its JSON form, or the path of a file with that.
         root_dir: What plugins resolve relative paths from; None: the working directory.
+        network: How this client's WebSocket protocol reaches the network; None: as `configure` says.
 
     Raises:
         UtcpSerializerValidationError: The configuration is not valid.
@@ -82,7 +87,7 @@ async def open_client(
         UtcpProtocolCloseError: Protocols failed to close, after all were asked to.
     """
     client = AnyioUtcpClient(await load_config(config), DefaultVariableSubstitutor(), _directory(root_dir))
-    async with client._open():
+    async with client._open(network):
         yield client
 
 
@@ -143,13 +148,15 @@ class AnyioUtcpClient(UtcpClientImplementation):
         await super().close()
 
     @asynccontextmanager
-    async def _open(self) -> AsyncIterator[None]:
+    async def _open(self, network: NetworkSettings | None) -> AsyncIterator[None]:
         registered: list[str] = []
         try:
             async with AsyncExitStack() as entered:
                 self._adopt_factory_protocols()
                 for protocol in self._owned_comm_protocols:
                     if isinstance(protocol, WebSocketCommunicationProtocol):
+                        if network is not None:
+                            protocol._reach_through(network)
                         await entered.enter_async_context(protocol)
                 await self._set_up(registered)
                 registered.clear()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import random
-import ssl
 from typing import TYPE_CHECKING
 
 import anyio
 from utcp.data.auth_implementations import OAuth2Auth
 
-from .._net.auth import TokenCache, add_query, handshake_credentials, merge_headers
-from .._net.security import check_websocket_url
+from .._net.auth import TokenCache, handshake_credentials, merge_headers
+from .._net.security import add_query, check_websocket_url
+from .._net.transport import Network
 from .._wire import Target, open_wire
 from ..errors import WebSocketAuthError, WebSocketConnectionError, WebSocketError, WebSocketTimeoutError
 from .connection import Connection
@@ -32,12 +32,12 @@ class Connector:
     """Opens connections with the credentials and TLS settings of one protocol object.
 
     Args:
-        ssl_context: For every TLS connection, the token endpoint's included; None: the system's trust store.
+        network: The way to endpoints and token endpoints.
         counters: Where further attempts are counted.
     """
 
-    def __init__(self, ssl_context: ssl.SSLContext | None, counters: Counters) -> None:
-        self.ssl_context = ssl_context
+    def __init__(self, network: Network, counters: Counters) -> None:
+        self.network = network
         self._counters = counters
         self._tokens = TokenCache()
 
@@ -83,14 +83,14 @@ class Connector:
         auth = plan.auth
         if not isinstance(auth, OAuth2Auth):
             return await self._handshake(endpoint, plan, None)
-        token = await self._tokens.token(auth, ssl_context=self.ssl_context, endpoint=endpoint.display_url)
+        token = await self._tokens.token(auth, network=self.network, endpoint=endpoint.display_url)
         try:
             return await self._handshake(endpoint, plan, token)
         except WebSocketAuthError as error:
             if error.status != 401:
                 raise
             self._tokens.discard(auth, token)
-        token = await self._tokens.token(auth, ssl_context=self.ssl_context, endpoint=endpoint.display_url)
+        token = await self._tokens.token(auth, network=self.network, endpoint=endpoint.display_url)
         return await self._handshake(endpoint, plan, token)
 
     async def _handshake(self, endpoint: Endpoint, plan: Plan, token: str | None) -> Connection:
@@ -104,7 +104,7 @@ class Connector:
             compression=settings.compression,
             compression_threshold=settings.compression_threshold,
             max_message_size=settings.max_message_size,
-            ssl_context=self.ssl_context,
+            network=self.network,
         )
         wire = await open_wire(target)
         connection = Connection(wire, settings, display_url=endpoint.display_url)

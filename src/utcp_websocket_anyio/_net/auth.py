@@ -1,30 +1,50 @@
-"""Credentials: what they put into a handshake, what makes two the same, and OAuth2 tokens."""
+"""Credentials: what they add to a handshake, what makes two of them the same, and OAuth2 tokens.
+
+A `TokenCache` belongs to one protocol object, which may be used from several event loops in several threads at once.
+One token request serves all of them. The cases, for a caller that needs a token:
+
+- there is one that lasts another 30 seconds: it is used;
+- nobody is fetching one: this caller *leads*, and fetches it in its own task, within its own time limit;
+- somebody is: this caller *follows*, and waits to be woken. A leader that fails tells its followers the error; one that
+  is cancelled tells them nothing, and the first of them that runs leads. A leader in another event loop may never be
+  heard of again (its loop was stopped, or the process was forked from it), so a follower there waits for a few
+  seconds only, and then leads as well.
+
+`TokenCache._lock` protects its two tables. It is held for dictionary operations only, never while anything waits. Which
+event loop a follower waits in is left to its `Wakeup`.
+"""
 
 from __future__ import annotations
 
 import base64
 import copy
 import functools
+import hashlib
+import json
 import math
 import re
-import ssl
-from collections.abc import Hashable, Iterable
+import secrets
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote_plus
 
 import anyio
+from pydantic import SecretBytes, SecretStr
 from utcp.data.auth import Auth
 from utcp.data.auth_implementations import ApiKeyAuth, BasicAuth, OAuth2Auth
 
 from ..errors import WebSocketAuthError, WebSocketConnectionError, WebSocketError, WebSocketSecurityError
-from .http import request_json
-from .security import check_header, display_url
+from .http import request
+from .security import check_header, display_url, is_text
+from .transport import Network
+from .wakeup import Wakeup, current_loop
 
 __all__ = [
     "Credentials",
     "TokenCache",
-    "add_query",
     "check_credentials",
     "credential_key",
     "handshake_credentials",
@@ -36,8 +56,20 @@ Pairs = tuple[tuple[str, str], ...]
 _RENEWED_BEFORE = 30.0
 """Seconds before its end at which a token is not used any more."""
 
-_LONGEST_ANSWER = 2**20
+_UNKNOWN_LIFETIME = 3600.0
+"""Seconds that a token is used whose end the server does not say."""
+
+_MAX_TOKENS = 256
+"""Tokens that are kept: credentials may hold arguments of calls."""
+
+_PATIENCE = 5.0
+"""Seconds that a follower waits for a leader in another event loop, which may have stopped."""
+
+_MAX_ANSWER = 2**20
 """Bytes of a token endpoint's answer."""
+
+_KEY = secrets.token_bytes(32)
+"""Makes the keys of this process's tables useless elsewhere."""
 
 # RFC 6265, section 4.1.1: what cannot end the value, or begin another cookie.
 _COOKIE_VALUE = re.compile(r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*")
@@ -66,36 +98,25 @@ class Credentials:
         return f"<Credentials, headers {[name for name, _ in self.headers]}, {len(self.query)} parameters>"
 
 
-class _Secret:
-    """A hashable value that does not show itself."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: Hashable) -> None:
-        self._value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Secret) and self._value == other._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-    def __repr__(self) -> str:
-        return "<secret>"
-
-
 def credential_key(auth: Auth | None) -> Hashable:
-    """The identity of a whole credential configuration."""
+    """The identity of a whole credential configuration: a keyed hash, which shows nothing of it."""
     if auth is None:
         return None
-    return _Secret((type(auth), tuple(sorted((name, repr(value)) for name, value in auth.model_dump().items()))))
+    kind = f"{type(auth).__module__}.{type(auth).__qualname__}"
+    text = json.dumps([kind, auth.model_dump()], sort_keys=True, default=_plain)
+    return hashlib.blake2b(text.encode(), key=_KEY, digest_size=32).digest()
+
+
+def _plain(value: Any) -> Any:
+    # The representation of pydantic's secrets is the same for all of them.
+    return value.get_secret_value() if isinstance(value, SecretStr | SecretBytes) else repr(value)
 
 
 def check_credentials(auth: Auth | None) -> None:
-    """Whether credentials can go into a handshake at all; OAuth2's are known to when there is a token.
+    """Check that credentials can go into a handshake. OAuth2's token is checked when there is one.
 
     Raises:
-        WebSocketSecurityError: They hold what would change the handshake; no value is shown.
+        WebSocketSecurityError: They would change the handshake; no value is shown.
         ValueError: They are of a kind that this package does not know.
     """
     if not isinstance(auth, OAuth2Auth):
@@ -109,7 +130,7 @@ def handshake_credentials(auth: Auth | None, token: str | None) -> Credentials:
         token: The access token, for OAuth2.
 
     Raises:
-        WebSocketSecurityError: They hold what would change the handshake; no value is shown.
+        WebSocketSecurityError: They would change the handshake; no value is shown.
         ValueError: They are of a kind that this package does not know.
     """
     if auth is None:
@@ -124,7 +145,7 @@ def handshake_credentials(auth: Auth | None, token: str | None) -> Credentials:
         return _header("Authorization", f"Basic {_basic(auth.username, auth.password)}")
     if isinstance(auth, ApiKeyAuth):
         return _api_key(auth)
-    raise ValueError(f"auth: {auth.auth_type!r} is none of api_key, basic, oauth2")
+    raise ValueError(f"auth: unsupported auth_type {auth.auth_type!r}; use api_key, basic or oauth2")
 
 
 def merge_headers(headers: Iterable[tuple[str, str]], credentials: Pairs) -> Pairs:
@@ -141,25 +162,16 @@ def merge_headers(headers: Iterable[tuple[str, str]], credentials: Pairs) -> Pai
     return merged
 
 
-def add_query(url: str, parameters: Pairs) -> str:
-    """A URL with parameters added to its query, percent-encoded. It must have no fragment."""
-    for name, value in parameters:
-        path, _, query = url.partition("?")
-        separator = "&" if query and not query.endswith("&") else ""
-        url = f"{path}?{query}{separator}{quote(name, safe='')}={quote(value, safe='')}"
-    return url
-
-
 def _api_key(auth: ApiKeyAuth) -> Credentials:
     if auth.location == "header":
         return _header(auth.var_name, auth.api_key)
     if auth.location == "query":
-        if not auth.var_name or not (_is_text(auth.var_name) and _is_text(auth.api_key)):
-            raise WebSocketSecurityError("auth: name or value of the API key cannot be in a URL")
+        if not auth.var_name or not (is_text(auth.var_name) and is_text(auth.api_key)):
+            raise WebSocketSecurityError("auth: the name or value of the API key cannot be in a URL")
         return Credentials(query=((auth.var_name, auth.api_key),))
-    _check_header(auth.var_name, "")
+    check_header(auth.var_name, "", where="auth")
     if not _COOKIE_VALUE.fullmatch(auth.api_key):
-        raise WebSocketSecurityError("auth: the API key holds characters that a cookie cannot (RFC 6265)")
+        raise WebSocketSecurityError("auth: the API key contains characters that a cookie cannot (RFC 6265)")
     return Credentials(headers=(("Cookie", f"{auth.var_name}={auth.api_key}"),))
 
 
@@ -170,30 +182,15 @@ def _join_cookies(existing: Iterable[str], cookie: str) -> str:
 
 
 def _header(name: str, value: str) -> Credentials:
-    _check_header(name, value)
+    check_header(name, value, where="auth")
     return Credentials(headers=((name, value),))
-
-
-def _check_header(name: str, value: str) -> None:
-    try:
-        check_header(name, value)
-    except WebSocketSecurityError as error:
-        fault = str(error)
-    else:
-        return
-    raise WebSocketSecurityError(f"auth: {fault}")
 
 
 def _basic(username: str, password: str) -> str:
     """RFC 7617, in UTF-8."""
-    if not (_is_text(username) and _is_text(password)):
-        raise WebSocketSecurityError("auth: user name or password holds what is no text")
+    if not (is_text(username) and is_text(password)):
+        raise WebSocketSecurityError("auth: user name or password contains an invalid character (lone surrogate)")
     return base64.b64encode(f"{username}:{password}".encode()).decode()
-
-
-def _is_text(value: str) -> bool:
-    """Whether a string can be encoded: JSON can bring half a surrogate pair, and Python's error holds the string."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -203,10 +200,12 @@ class _Token:
 
 
 class _Fetch:
-    """A token request under way, and what came of it."""
+    """A token request under way, and what came of it. Its members are read and written under the cache's lock."""
 
     def __init__(self) -> None:
-        self.done = anyio.Event()
+        self.loop = current_loop()
+        self.followers: list[Wakeup] = []
+        self.is_over = False
         self.token: str | None = None
         self.error: WebSocketError | None = None
 
@@ -214,21 +213,26 @@ class _Fetch:
 class TokenCache:
     """OAuth2 access tokens (client credentials, RFC 6749, section 4.4), one per credential configuration.
 
-    There is no lock: who finds no token fetches it, who comes meanwhile waits for that fetch, and when the one who
-    fetches is cancelled, one of those who wait takes over.
+    At most `_MAX_TOKENS` are kept; the one used longest ago goes first.
+
+    Args:
+        clock: Seconds, the same in every event loop and thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        # Reentrant: a leader that is garbage collected while this thread holds the lock ends its fetch.
+        self._lock = threading.RLock()
         self._tokens: dict[Hashable, _Token] = {}
         self._fetches: dict[Hashable, _Fetch] = {}
+        self._clock = clock
 
-    async def token(self, auth: OAuth2Auth, *, ssl_context: ssl.SSLContext | None, endpoint: str) -> str:
+    async def token(self, auth: OAuth2Auth, *, network: Network, endpoint: str) -> str:
         """The token for these credentials, fetched if there is none that lasts another 30 seconds.
 
         Cancelling it ends its own fetch, if it makes one; another caller that waits for it then makes its own.
 
         Args:
-            ssl_context: How the token endpoint's TLS is verified; None: against the system's trust store.
+            network: The way to the token endpoint.
             endpoint: What the token is for, as errors show it.
 
         Raises:
@@ -238,14 +242,25 @@ class TokenCache:
             WebSocketSecurityError: It is not at an address that may be asked.
         """
         key = credential_key(auth)
+        avoided: _Fetch | None = None
         while True:
-            known = self._tokens.get(key)
-            if known is not None and anyio.current_time() < known.usable_until:
-                return known.value
-            fetch = self._fetches.get(key)
-            if fetch is None:
-                return await self._lead(key, auth, ssl_context, endpoint)
-            await fetch.done.wait()
+            wakeup: Wakeup | None = None
+            with self._lock:
+                known = self._tokens.get(key)
+                if known is not None and self._clock() < known.usable_until:
+                    self._tokens[key] = self._tokens.pop(key)  # the last to be forgotten
+                    return known.value
+                fetch = self._fetches.get(key)
+                if fetch is None or fetch is avoided:
+                    fetch = self._fetches[key] = _Fetch()
+                else:
+                    wakeup = Wakeup()
+                    fetch.followers.append(wakeup)
+            if wakeup is None:
+                return await self._lead(key, fetch, auth, network, endpoint)
+            await self._follow(fetch, wakeup)
+            if not fetch.is_over:
+                avoided = fetch
             if fetch.error is not None:
                 error = copy.copy(fetch.error)
                 error.endpoint = endpoint
@@ -256,63 +271,91 @@ class TokenCache:
     def discard(self, auth: OAuth2Auth, token: str) -> None:
         """Throw away a token that was refused, unless there already is another."""
         key = credential_key(auth)
-        known = self._tokens.get(key)
-        if known is not None and known.value == token:
-            del self._tokens[key]
+        with self._lock:
+            known = self._tokens.get(key)
+            if known is not None and known.value == token:
+                del self._tokens[key]
 
-    async def _lead(self, key: Hashable, auth: OAuth2Auth, ssl_context: ssl.SSLContext | None, endpoint: str) -> str:
-        fetch = self._fetches[key] = _Fetch()
+    async def _lead(self, key: Hashable, fetch: _Fetch, auth: OAuth2Auth, network: Network, endpoint: str) -> str:
+        token: _Token | None = None
+        failure: WebSocketError | None = None
         try:
-            began = anyio.current_time()
-            value, lifetime = await _fetch_token(auth, ssl_context, endpoint)
-            self._forget_expired(began)
-            self._tokens[key] = _Token(value, began + lifetime - _RENEWED_BEFORE)
-            fetch.token = value
+            began = self._clock()
+            value, lifetime = await _fetch_token(auth, network, endpoint)
+            token = _Token(value, began + lifetime - _RENEWED_BEFORE)
         except WebSocketError as error:
-            fetch.error = error
+            failure = error
             raise
         finally:
-            del self._fetches[key]
-            fetch.done.set()
+            with self._lock:
+                if token is not None:
+                    self._keep(key, token)
+                    fetch.token = token.value
+                fetch.error = failure
+                fetch.is_over = True
+                if self._fetches.get(key) is fetch:
+                    del self._fetches[key]
+                followers, fetch.followers = fetch.followers, []
+            for wakeup in followers:
+                wakeup.set()
         return value
 
-    def _forget_expired(self, now: float) -> None:
-        self._tokens = {key: token for key, token in self._tokens.items() if now < token.usable_until}
+    async def _follow(self, fetch: _Fetch, wakeup: Wakeup) -> None:
+        patience = math.inf if fetch.loop == current_loop() else _PATIENCE
+        try:
+            with anyio.move_on_after(patience):
+                await wakeup.wait()
+        finally:
+            with self._lock:
+                if wakeup in fetch.followers:
+                    fetch.followers.remove(wakeup)
+
+    def _keep(self, key: Hashable, token: _Token) -> None:
+        now = self._clock()
+        for other in [other for other, known in self._tokens.items() if now >= known.usable_until]:
+            del self._tokens[other]
+        self._tokens.pop(key, None)
+        self._tokens[key] = token
+        while len(self._tokens) > _MAX_TOKENS:
+            del self._tokens[next(iter(self._tokens))]
 
 
-async def _fetch_token(auth: OAuth2Auth, ssl_context: ssl.SSLContext | None, endpoint: str) -> tuple[str, float]:
-    """Ask for a token: RFC 6749, section 4.4.2. Returns it with its lifetime in seconds, infinite where unknown."""
+async def _fetch_token(auth: OAuth2Auth, network: Network, endpoint: str) -> tuple[str, float]:
+    """Ask for a token: RFC 6749, section 4.4.2. Returns it with its lifetime in seconds."""
     form = {"grant_type": "client_credentials"}
     if auth.scope:
         form["scope"] = auth.scope
-    if not all(map(_is_text, (auth.client_id, auth.client_secret, *form.values()))):
-        raise WebSocketSecurityError("auth: client_id, client_secret or scope holds what is no text", endpoint=endpoint)
-    request = functools.partial(
-        request_json,
+    if not all(map(is_text, (auth.client_id, auth.client_secret, *form.values()))):
+        raise WebSocketSecurityError(
+            "auth: client_id, client_secret or scope contains an invalid character (lone surrogate)", endpoint=endpoint
+        )
+    ask = functools.partial(
+        request,
         "POST",
         auth.token_url,
-        ssl_context=ssl_context,
+        network=network,
         what=f"token request to {display_url(auth.token_url)}",
         endpoint=endpoint,
-        max_size=_LONGEST_ANSWER,
+        max_size=_MAX_ANSWER,
     )
-    status, answer = await request(form={**form, "client_id": auth.client_id, "client_secret": auth.client_secret})
-    if status == 401 and _refusal(answer) == "invalid_client":
+    answer = await ask(form={**form, "client_id": auth.client_id, "client_secret": auth.client_secret})
+    if answer.status == 401 and _refusal(answer.json()) == "invalid_client":
         # Section 2.3.1: a server may take the credentials only in the header, form-encoded.
         basic = _basic(quote_plus(auth.client_id), quote_plus(auth.client_secret))
-        status, answer = await request(form=form, headers=(("Authorization", f"Basic {basic}"),))
+        answer = await ask(form=form, headers=(("Authorization", f"Basic {basic}"),))
     where = f"the token endpoint {display_url(auth.token_url)}"
+    status, content = answer.status, answer.json()
     if status >= 500:
         raise WebSocketConnectionError(
             f"{where} answered with status {status}", endpoint=endpoint, status=status, transient=True
         )
     if status != 200:
-        reason = ", ".join(filter(None, (f"status {status}", _refusal(answer))))
+        reason = ", ".join(filter(None, (f"status {status}", _refusal(content))))
         raise WebSocketAuthError(f"{where} gave no token ({reason})", endpoint=endpoint, status=status)
-    token = answer.get("access_token") if isinstance(answer, dict) else None
+    token = content.get("access_token") if isinstance(content, dict) else None
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise WebSocketAuthError(f"{where} answered without a usable access_token", endpoint=endpoint)
-    return token, _lifetime(answer.get("expires_in"))
+    return token, _lifetime(content.get("expires_in"))
 
 
 def _refusal(answer: Any) -> str | None:
@@ -322,9 +365,9 @@ def _refusal(answer: Any) -> str | None:
 
 
 def _lifetime(expires_in: Any) -> float:
-    """Seconds; what says nothing sensible counts as not said, and the token is kept until it is refused."""
+    """Seconds. What says nothing sensible counts as not said."""
     try:
         seconds = float(expires_in)
     except (TypeError, ValueError, OverflowError):
-        return math.inf
-    return math.inf if math.isnan(seconds) else seconds
+        return _UNKNOWN_LIFETIME
+    return seconds if math.isfinite(seconds) else _UNKNOWN_LIFETIME

@@ -1,25 +1,372 @@
-"""TLS settings, and what goes wrong while connecting as the package's error."""
+"""Reaching a host: which way, over which TLS, and what goes wrong on it as the package's error.
+
+A `Network` belongs to one protocol object. Given an address, `Network.route` decides between three ways, and is the
+last gate in front of them all:
+
+- a *Unix socket*, where the user's settings map the host's name to one;
+- *through a proxy*, where the settings or the environment name one and the host is not loopback;
+- *directly*.
+
+Where a proxy is named there is no other way: if it fails, the connection fails. How bytes move is not decided here. The
+engines of the wire open sockets in their own manner, and `open_stream` does so for HTTP requests; both ask for the
+route, and both hand what they opened to a proxy to `open_tunnel`. It speaks python-socks' protocols over any `Duplex`:
+python-socks is given a stream that is open already, and neither resolves names nor opens sockets. With ``socks5h`` and
+HTTP proxies the host's name goes to the proxy and is never looked up here.
+
+The legs of a connection fail with different texts: *the proxy cannot be reached*, *TLS with the proxy*, *the proxy did
+not connect*, and behind it the same as without a proxy.
+"""
 
 from __future__ import annotations
 
 import functools
+import http
+import math
 import os
 import socket
 import ssl
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from ..errors import WebSocketConnectionError
+import anyio
+import anyio.abc
+from anyio.streams.tls import TLSStream
 
-__all__ = ["connection_failure", "default_context"]
+from ..errors import WebSocketConnectionError, WebSocketSecurityError
+from .hosts import is_literal_loopback, is_local, plain_host
+from .proxies import ENVIRONMENT, Proxy, proxy_of_environment
+from .security import Address
+from .settings import NetworkSettings, current_settings
+
+__all__ = ["Duplex", "Network", "Route", "connection_failure", "default_context", "open_stream", "open_tunnel"]
 
 _HUNG_UP = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 """Not TLS failed, but what is below it."""
 
+_MAX_PROXY_ANSWER = 64 * 1024
+
+# RFC 1928, section 6. The first number in each pair is the reply; the flag says whether trying again may help.
+_SOCKS_REPLIES = {
+    1: ("general failure", True),
+    2: ("not allowed by its rules", False),
+    3: ("the network is unreachable", True),
+    4: ("the host is unreachable", True),
+    5: ("the connection was refused", True),
+    6: ("the time to live expired", True),
+    7: ("it does not support connecting", False),
+    8: ("it does not support this kind of address", False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The way to an address.
+
+    Attributes:
+        unix_socket: Connect to this path instead.
+        proxy: Connect to this proxy, and through it to the address.
+    """
+
+    address: Address
+    unix_socket: str | None = None
+    proxy: Proxy | None = None
+
+
+class Network:
+    """How one protocol object reaches the network.
+
+    Args:
+        settings: None: those that `configure` set, or the defaults.
+        ssl_context: For every TLS connection, the proxy's included, and used as it is; None: made of the settings.
+
+    Raises:
+        ValueError: Both an `ssl_context` and certificates in the settings are given.
+    """
+
+    def __init__(self, settings: NetworkSettings | None = None, ssl_context: ssl.SSLContext | None = None) -> None:
+        self.settings = current_settings() if settings is None else settings
+        if ssl_context is not None and self.settings.has_own_tls:
+            raise ValueError(
+                "an ssl_context is used as it is: load ca_file and client_cert into it, and leave them out of the"
+                " network settings"
+            )
+        self._ssl_context = ssl_context
+
+    def __repr__(self) -> str:
+        return f"<Network {self.settings!r}>"
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """TLS towards an endpoint."""
+        return self._context(0)
+
+    @property
+    def proxy_tls(self) -> ssl.SSLContext:
+        """TLS towards a proxy; it does not show the client's certificate unless the user's own context does."""
+        return self._context(1)
+
+    def route(self, scheme: str, address: Address, endpoint: str) -> Route:
+        """The way to an address.
+
+        Args:
+            scheme: ``ws`` or ``http``, for both the plain and the secure one.
+            endpoint: As errors show it.
+
+        Raises:
+            WebSocketSecurityError: Without TLS there is none.
+            WebSocketConnectionError: The environment names a proxy that cannot be used.
+        """
+        settings = self.settings
+        host = plain_host(address.host)
+        unix_socket = settings.unix_sockets.get(host)
+        if unix_socket is not None:
+            return Route(address, unix_socket=unix_socket)
+        if not (address.secure or is_literal_loopback(address.host) or current_settings().trusted.matches(host)):
+            # A host that other settings map to a Unix socket passes the template's own check.
+            raise WebSocketSecurityError(
+                f"{scheme}:// goes to localhost, 127.0.0.0/8, [::1] and trusted hosts only; use {scheme}s://",
+                endpoint=endpoint,
+            )
+        if is_local(host):
+            return Route(address)
+        if settings.proxy != ENVIRONMENT:
+            return Route(address, proxy=settings.parsed_proxy)
+        try:
+            proxy = proxy_of_environment(f"{scheme}s" if address.secure else scheme, host, address.port)
+        except ValueError as error:
+            reason = str(error)
+        else:
+            return Route(address, proxy=proxy)
+        raise WebSocketConnectionError(reason, endpoint=endpoint)
+
+    def _context(self, index: int) -> ssl.SSLContext:
+        if self._ssl_context is not None:
+            return self._ssl_context
+        contexts = self.settings.contexts
+        return default_context() if contexts is None else contexts[index]
+
 
 @functools.cache
 def default_context() -> ssl.SSLContext:
-    """Verification against the system's trust store, made once: loading it takes milliseconds."""
+    """Verification against the system's trust store, made once: loading it takes milliseconds.
+
+    OpenSSL finds that store, and follows ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``.
+    """
     return ssl.create_default_context()
+
+
+class Duplex(Protocol):
+    """A stream of bytes in both directions, whichever event loop carries it."""
+
+    async def send(self, data: bytes, /) -> None:
+        """Send all of it."""
+
+    async def receive(self, max_bytes: int, /) -> bytes:
+        """What comes next; nothing at the end."""
+
+
+async def open_tunnel(stream: Duplex, proxy: Proxy, address: Address, endpoint: str) -> None:
+    """Have a proxy connect to an address; afterwards the stream leads there.
+
+    Args:
+        stream: Connected to the proxy, through TLS where the proxy is asked for over it. It is not closed.
+        endpoint: As errors show it.
+
+    Raises:
+        WebSocketConnectionError: The proxy did not connect, or what it says is not the proxy's protocol.
+    """
+    import python_socks
+    from python_socks.async_.anyio.v2 import Proxy as Client
+
+    where = f"cannot connect: the proxy {proxy.display}"
+    host = address.server_name
+    if not proxy.resolves_names:
+        host = await _look_up(host, address.port, endpoint)
+    talk = _ProxyTalk(stream)
+    client = Client(
+        python_socks.ProxyType.SOCKS5 if proxy.scheme.startswith("socks5") else python_socks.ProxyType.HTTP,
+        proxy.host,
+        proxy.port,
+        username=proxy.username,
+        password=proxy.password,
+        rdns=True,
+        forward=talk,  # type: ignore[arg-type]  # any object that gives a stream
+    )
+    try:
+        await client.connect(host, address.port, timeout=math.inf)
+        if talk.has_more:
+            raise python_socks.ProxyError("it went on speaking")
+        return
+    except python_socks.ProxyError as error:
+        reason, transient = _refusal(proxy, error.error_code, ended=talk.ended)
+    except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        reason, transient = "closed the connection", True
+    except (ValueError, IndexError, TypeError):
+        # What python-socks makes of an answer that is none; its texts quote it.
+        reason, transient = _refusal(proxy, None, ended=talk.ended)
+    raise WebSocketConnectionError(f"{where} {reason}", endpoint=endpoint, transient=transient)
+
+
+def _refusal(proxy: Proxy, code: int | None, *, ended: bool) -> tuple[str, bool]:
+    """What a proxy said, and whether asking again may help. Its own words are not shown: they may quote the request."""
+    if code is None:
+        if ended:
+            return "closed the connection", True
+        if proxy.scheme.startswith("socks5"):
+            given = (
+                "refused the user name or password, or" if proxy.username else "asks for a user name and password, or"
+            )
+            return f"{given} does not speak SOCKS 5", False
+        return "does not answer as an HTTP proxy", False
+    if proxy.scheme.startswith("socks5"):
+        said, transient = _SOCKS_REPLIES.get(code, (f"reply {code}", False))
+        return f"could not connect: {said}", transient
+    try:
+        phrase = f"{code} {http.HTTPStatus(code).phrase}"
+    except ValueError:
+        phrase = str(code)
+    if code == http.HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        given = "refused the user name or password" if proxy.username else "asks for a user name and password"
+        return f"{given} (status {phrase})", False
+    return f"did not connect: status {phrase}", code in (429, 502, 503, 504)
+
+
+class _ProxyTalk:
+    """The stream that python-socks speaks over; `connect` hands it over as if it were another proxy's.
+
+    Not a byte is taken that comes behind the proxy's answer. The client speaks first in every protocol that is
+    tunnelled, so more than that is a fault.
+
+    Attributes:
+        ended: True if the proxy has closed.
+    """
+
+    def __init__(self, stream: Duplex) -> None:
+        self._stream = stream
+        self._received = bytearray()
+        self.ended = False
+
+    @property
+    def has_more(self) -> bool:
+        """True if something was received that python-socks did not ask for."""
+        return bool(self._received)
+
+    async def connect(self, **_: Any) -> _ProxyTalk:
+        """As a proxy's `connect`."""
+        return self
+
+    async def write(self, data: bytes) -> None:
+        await self._stream.send(data)
+
+    async def read(self, max_bytes: int = _MAX_PROXY_ANSWER) -> bytes:
+        """The head of an HTTP answer, which may arrive in pieces."""
+        while (end := self._received.find(b"\r\n\r\n")) < 0 and len(self._received) < max_bytes:
+            if not await self._receive():
+                return b""
+        return self._take(end + 4 if end >= 0 else len(self._received))
+
+    async def read_exactly(self, n: int) -> bytes:
+        from python_socks import ProxyError
+
+        while len(self._received) < n:
+            if not await self._receive():
+                raise ProxyError("the proxy closed the connection")
+        return self._take(n)
+
+    async def close(self) -> None:
+        """It is closed by who opened it."""
+
+    async def _receive(self) -> bool:
+        data = await self._stream.receive(_MAX_PROXY_ANSWER)
+        self.ended = not data
+        self._received += data
+        return bool(data)
+
+    def _take(self, size: int) -> bytes:
+        taken = bytes(self._received[:size])
+        del self._received[:size]
+        return taken
+
+
+async def _look_up(host: str, port: int, endpoint: str) -> str:
+    """An address of a host, for a proxy that takes addresses: of IPv4 if there is one, as not every proxy has IPv6."""
+    try:
+        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        failure = connection_failure(error, endpoint)
+    else:
+        return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
+    raise failure
+
+
+async def open_stream(route: Route, network: Network, endpoint: str, *, what: str) -> anyio.abc.ByteStream:
+    """Connect to an address, with TLS where that is due. Cancelling it leaves nothing open.
+
+    Args:
+        endpoint: As errors show it.
+        what: What the connection is for, for errors.
+
+    Raises:
+        WebSocketConnectionError: There is no connection.
+    """
+    address, proxy = route.address, route.proxy
+    opened: anyio.abc.ByteStream | None = None
+    begin = f"the {what} failed"
+    failure: WebSocketConnectionError
+    try:
+        if route.unix_socket is not None:
+            opened = await anyio.connect_unix(route.unix_socket)
+        elif proxy is None:
+            opened = await anyio.connect_tcp(address.server_name, address.port)
+        else:
+            begin = f"the {what} failed: the proxy {proxy.display} cannot be reached"
+            opened = await anyio.connect_tcp(proxy.host, proxy.port)
+            stream: anyio.abc.ByteStream = opened
+            if proxy.scheme == "https":
+                begin = f"the {what} failed with the proxy {proxy.display}"
+                stream = opened = await _wrapped(opened, network.proxy_tls, proxy.host)
+            await open_tunnel(_AnyioDuplex(stream), proxy, address, endpoint)
+            begin = f"the {what} failed behind the proxy {proxy.display}"
+        if address.secure:
+            return await _wrapped(opened, network.tls, address.server_name)
+        return opened
+    except WebSocketConnectionError as error:
+        failure = error
+    except (OSError, anyio.BrokenResourceError, anyio.EndOfStream, UnicodeError) as error:
+        failure = connection_failure(error, endpoint, what=begin)
+    except BaseException:
+        await close_now(opened)  # noqa: ASYNC102 - shields itself, and waits for nothing
+        raise
+    await close_now(opened)
+    raise failure
+
+
+async def close_now(stream: anyio.abc.ByteStream | None) -> None:
+    """Close a stream without a word to its other end. It waits for nothing, whether cancelled or not."""
+    while isinstance(stream, TLSStream):
+        stream = stream.transport_stream  # type: ignore[assignment]  # it was made of one of bytes
+    if stream is not None:
+        with anyio.CancelScope(shield=True):
+            await stream.aclose()
+
+
+async def _wrapped(stream: anyio.abc.ByteStream, context: ssl.SSLContext, host: str) -> anyio.abc.ByteStream:
+    return await TLSStream.wrap(stream, hostname=host, ssl_context=context, standard_compatible=False)
+
+
+class _AnyioDuplex:
+    def __init__(self, stream: anyio.abc.ByteStream) -> None:
+        self._stream = stream
+
+    async def send(self, data: bytes) -> None:
+        await self._stream.send(data)
+
+    async def receive(self, max_bytes: int) -> bytes:
+        try:
+            return await self._stream.receive(max_bytes)
+        except anyio.EndOfStream:
+            return b""
 
 
 def connection_failure(
@@ -41,6 +388,9 @@ def connection_failure(
             reason = f"TLS: the certificate is not trusted: {cause.verify_message}"
         elif isinstance(cause, ssl.SSLError) and not isinstance(cause, _HUNG_UP):
             reason = f"TLS: {cause.reason or 'the handshake failed'}"
+        elif isinstance(cause, UnicodeError):
+            # The codec for names; its errors hold the name.
+            reason = "the host name is not valid"
         else:
             continue
         return WebSocketConnectionError(f"{what}: {reason}", endpoint=endpoint)

@@ -17,7 +17,7 @@ from typing import cast
 import anyio
 
 from .._net.security import split_address
-from .._net.transport import connection_failure, default_context
+from .._net.transport import connection_failure
 from ..errors import WebSocketClosedError, WebSocketError
 from ._core import Session
 from ._happy_eyeballs import open_socket
@@ -376,7 +376,7 @@ async def open_wire(target: Target) -> Wire:
         await asyncio.get_running_loop().create_connection(
             lambda: wire,
             sock=await open_socket(address.host, address.port),
-            ssl=(target.ssl_context or default_context()) if address.secure else None,
+            ssl=target.network.tls if address.secure else None,
             server_hostname=address.host if address.secure else None,
         )
         await wire.opened

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import select
-import ssl
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from .._net.security import check_handshake
+from .._net.transport import Network
 from ..errors import WebSocketError
 
 __all__ = [
@@ -42,7 +43,10 @@ class Target:
         compression: Whether to offer permessage-deflate (RFC 7692).
         compression_threshold: Shorter outgoing messages go uncompressed, in bytes.
         max_message_size: Longest incoming message, before and after decompression, in bytes.
-        ssl_context: None: the system's trust store.
+        network: The way there, and the TLS settings.
+
+    Raises:
+        WebSocketSecurityError: A header or subprotocol could change the handshake. Nothing reaches an engine unchecked.
     """
 
     url: str
@@ -52,7 +56,10 @@ class Target:
     compression: bool = False
     compression_threshold: int = 1024
     max_message_size: int = 16 * 2**20
-    ssl_context: ssl.SSLContext | None = None
+    network: Network = field(default_factory=Network)
+
+    def __post_init__(self) -> None:
+        check_handshake(self.headers, self.subprotocols)
 
     def __repr__(self) -> str:
         return f"<Target {self.endpoint}>"

@@ -15,7 +15,7 @@ from typing import Any, cast
 import picows
 
 from .._net.security import split_address
-from .._net.transport import connection_failure, default_context
+from .._net.transport import connection_failure
 from ..errors import WebSocketConnectionError, WebSocketError, WebSocketProtocolError
 from ._asyncio import PushedWire
 from ._core import closed_by_peer, refused, user_agent
@@ -239,7 +239,7 @@ async def open_wire(target: Target) -> Wire:
         transport, _ = await picows.ws_connect(
             lambda request, response: _Listener(wire),
             target.url,
-            ssl_context=(target.ssl_context or default_context()) if address.secure else None,
+            ssl_context=target.network.tls if address.secure else None,
             websocket_handshake_timeout=None,
             logger_name=_silent,
             enable_auto_ping=False,

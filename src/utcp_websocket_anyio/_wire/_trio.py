@@ -21,7 +21,7 @@ import anyio
 import trio
 
 from .._net.security import split_address
-from .._net.transport import connection_failure, default_context
+from .._net.transport import connection_failure
 from ..errors import WebSocketClosedError, WebSocketError
 from ._core import Session
 from ._interface import CLOSING_TIME, LARGEST_COMPRESSED_READ, Interrupted, Pings, Readable, Target, Wire, size_of
@@ -45,8 +45,7 @@ async def open_wire(target: Target) -> Wire:
         stream = opened = _SocketStream(await trio.open_tcp_stream(address.host, address.port))
         if address.secure:
             opened = records = _RecordStream(opened)
-            context = target.ssl_context or default_context()
-            stream = trio.SSLStream(records, context, server_hostname=address.host, https_compatible=True)
+            stream = trio.SSLStream(records, target.network.tls, server_hostname=address.host, https_compatible=True)
             await stream.do_handshake()
         wire = TrioWire(
             stream,

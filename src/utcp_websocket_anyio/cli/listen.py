@@ -19,6 +19,7 @@ from .._calls.request import prepare
 from .._connections.connection import Connection
 from .._connections.connector import Connector
 from .._connections.statistics import Counters
+from .._net.transport import Network
 from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
 from .._wire import Wire
 from ..errors import WebSocketClosedError
@@ -147,7 +148,7 @@ async def _connect(found: Found, session: _Session) -> Connection:
     plan = dataclasses.replace(plan, settings=silent, endpoints={})
     request = prepare(plan, "", arguments, manual=template.name)
     with waiting(f"connecting to {request.endpoint.display_url}"):
-        opened = await Connector(None, Counters()).connect(request.endpoint, plan)
+        opened = await Connector(Network(), Counters()).connect(request.endpoint, plan)
     console(err=True).print(f"connected to {request.endpoint.display_url}", style="dim", markup=False)
     return Connection(_ShownWire(opened.wire, session.show), settings, display_url=opened.display_url)
 
