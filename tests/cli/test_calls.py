@@ -104,7 +104,7 @@ def test_all_arguments_come_as_one_object_too(backend: str, url: str, tmp_path: 
         ("flag=1", "the argument flag must be boolean"),
         ("items={}", "the argument items must be array or null"),
         ("number:=x", "the argument number:= must be JSON"),
-        ("nomber=1", "takes no argument 'nomber'; it takes: text, number, flag, items, size"),
+        ("nomber=1", "takes no argument 'nomber' (did you mean 'number'?); it takes: text, number, flag, items, size"),
         ("number", "write an argument as key=value"),
         ("=3", "write an argument as key=value"),
     ],
@@ -117,9 +117,8 @@ def test_a_missing_argument_and_an_unknown_tool_are_named(backend: str, url: str
     assert "missing argument: name; the tool takes: name=string" in failed(
         2, "call", url, "greet", "--backend", backend
     )
-    assert "there is no tool 'great'; there are: echo, greet, count" in failed(
-        2, "call", url, "great", "--backend", backend
-    )
+    told = failed(2, "call", url, "great", "--backend", backend)
+    assert "there is no tool 'great' (did you mean 'greet'?); there are: echo, greet, count" in told
 
 
 def test_a_result_is_text_or_json_and_with_json_always_json(backend: str, url: str) -> None:
@@ -248,12 +247,12 @@ def test_a_target_that_cannot_be_is_a_mistake_of_the_user(backend: str, target: 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "it is no JSON: "),
+        ("{", "not JSON: "),
         ("[]", "must hold a JSON object"),
         ('{"tools": [{"name": "a"}]}', "none of the manual's tools has a tool_call_template of type websocket"),
         (
             '{"call_template_type": "http", "url": "https://127.0.0.1:1/"}',
-            "are for WebSocket endpoints; the manual is none",
+            "are for WebSocket endpoints; this manual's is not one",
         ),
         ('{"manual_call_templates": [1]}', "a call template must be a JSON object"),
         ('{"url": "ws://127.0.0.1/", "timeout": 0}', "timeout: "),
@@ -377,7 +376,9 @@ def test_a_variable_comes_from_the_command_the_file_or_the_environment(backend: 
         done("call", in_config, "tool", "--backend", backend)
         done(*call, env={"manual_TOKEN": "environment"})
         assert recorder.seen("X-Token") == ["command", "file", "environment"]
-        assert "manual_TOKEN has no value; set it in the environment, or give --var TOKEN=" in failed(2, *call)
+        assert "the variable TOKEN has no value; set manual_TOKEN in the environment, or give --var TOKEN=" in failed(
+            2, *call
+        )
 
 
 def test_a_tool_of_several_manuals_is_named_with_its_manual(backend: str, tmp_path: Path) -> None:
@@ -394,4 +395,7 @@ def test_a_tool_of_several_manuals_is_named_with_its_manual(backend: str, tmp_pa
         assert "write the tool as MANUAL.TOOL, with one of one, two" in failed(
             2, "call", file, "tool", "--backend", backend
         )
-        assert done("discover", file, "--backend", backend).count("tool  ") == 3
+        assert "there is no tool" in failed(2, "call", file, "two.tol", "--backend", backend)
+        assert "(did you mean 'two'?)" in failed(2, "call", file, "tow.tool", "--backend", backend)
+        listed = done("discover", file, "--backend", backend).splitlines()
+        assert [line.split()[0] for line in listed] == ["tool", "one.tool", "two.tool"]

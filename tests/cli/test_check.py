@@ -50,9 +50,9 @@ def test_a_template_of_a_tool_is_checked_too(tmp_path: Path) -> None:
 def test_what_is_likely_a_mistake_is_noted(tmp_path: Path) -> None:
     content = manual(URL, mesage_filter={}, message={"q": "{{args.q}}", "key": "${KEY}"})
     shown = done("check", written(tmp_path / "m.json", content))
-    assert "note     unknown field, ignored: mesage_filter\n" in shown
+    assert "warning  unknown field, ignored: mesage_filter; did you mean message_filter?\n" in shown
     assert "note     variables without a value: manual_KEY\n" in shown
-    assert "note  the template needs arguments that inputs does not declare: q\n" in shown
+    assert "warning  the template needs arguments that inputs does not declare: q\n" in shown
     assert "without a value" not in done("check", str(tmp_path / "m.json"), "--var", "KEY=1")
     assert "without a value" not in done("check", str(tmp_path / "m.json"), env={"manual_KEY": "1"})
 
@@ -124,7 +124,7 @@ def test_a_configuration_is_checked_manual_by_manual(tmp_path: Path) -> None:
     other = {"name": "web", "call_template_type": "http", "url": "https://example.com/"}
     content = {"manual_call_templates": [manual(URL), other, {**manual(URL), "name": "two"}]}
     findings = json.loads(done("check", written(tmp_path / "config.json", content), "--json"))
-    assert [finding["name"] for finding in findings] == ["manual", "tool", "two", "tool"]
+    assert [finding["name"] for finding in findings] == ["manual", "tool", "web", "two", "tool"]
 
 
 def test_every_field_has_its_words() -> None:

@@ -19,7 +19,8 @@ ROOMS = [
     ["protocol", "_server"],
     ["_client"],
     ["__init__"],
-    ["cli", "__main__"],
+    ["cli"],
+    ["__main__"],
 ]
 """From the bottom up. A room is a package, or a module at the top."""
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from utcp.data.call_template import CallTemplateSerializer
 from utcp.data.tool import Tool
 
 from .failures import Failure
+from .source import did_you_mean
 
-__all__ = ["read_arguments", "signature", "types_of"]
+__all__ = ["read_arguments", "read_bytes", "signature", "types_of"]
 
 _MATCHES: dict[str, Any] = {
     "string": lambda value: isinstance(value, str),
@@ -23,30 +26,38 @@ _MATCHES: dict[str, Any] = {
     "object": lambda value: isinstance(value, dict),
     "null": lambda value: value is None,
 }
+_ARGUMENT = re.compile(r"\{\{\s*args\.([^\s{}|?]+)\??\s*\}\}|\$\{(\w+)\}|UTCP_ARG_(\S+?)_UTCP_ARG")
 
 
-def read_arguments(tool: Tool, pairs: Iterable[str], whole: str | None = None) -> dict[str, Any]:
+def read_arguments(tool: Tool, pairs: Iterable[str], args_json: str | None = None) -> dict[str, Any]:
     """The arguments of a call.
 
     Args:
-        pairs: ``key=value``, typed by the tool's schema, or ``key:=JSON``.
-        whole: All of them as a JSON object, in a file (``@FILE``) or on stdin (``-``); pairs come on top.
+        pairs: ``key=value``, typed by the tool's schema; ``key:=JSON``; or ``key=@FILE`` (``@-``: stdin), the content
+            of a file: bytes where the call template sends bytes.
+        args_json: All of them as a JSON object, in a file (``@FILE``) or on stdin (``-``); pairs come on top.
 
     Raises:
         Failure: One is not what the schema says, is unknown, or is missing.
     """
     schemas = _properties(tool)
-    arguments = _object(whole) if whole is not None else {}
+    arguments = _object(args_json) if args_json is not None else {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key.rstrip(":"):
             raise Failure(f"{pair!r}: write an argument as key=value, or as key:=JSON")
-        as_json = key.endswith(":")
         name = key.removesuffix(":")
-        arguments[name] = _json(name, text) if as_json else _typed(name, text, types_of(schemas.get(name, {})))
+        types = types_of(schemas.get(name, {}))
+        if key.endswith(":"):
+            arguments[name] = _json(name, text)
+        elif text.startswith("@"):
+            arguments[name] = _content(name, text[1:], types, as_bytes=name in _sent_as_bytes(tool))
+        else:
+            arguments[name] = _typed(name, text, types)
     unknown = sorted(arguments.keys() - schemas.keys())
     if unknown and schemas and not tool.inputs.additionalProperties:
-        raise Failure(f"the tool takes no argument {unknown[0]!r}; it takes: {', '.join(schemas)}")
+        near = did_you_mean(unknown[0], schemas)
+        raise Failure(f"the tool takes no argument {unknown[0]!r}{near}; it takes: {', '.join(schemas)}")
     missing = [name for name in tool.inputs.required or () if name not in arguments]
     missing = [name for name in missing if "default" not in schemas.get(name, {})]
     if missing:
@@ -55,7 +66,7 @@ def read_arguments(tool: Tool, pairs: Iterable[str], whole: str | None = None) -
 
 
 def signature(tool: Tool) -> str:
-    """The tool's arguments in a line, ``key=type``; in brackets what may be left out."""
+    """The tool's arguments in a line, ``key=type``; optional ones in brackets."""
     required = set(tool.inputs.required or ())
     shown = []
     for name, schema in _properties(tool).items():
@@ -65,7 +76,7 @@ def signature(tool: Tool) -> str:
 
 
 def types_of(schema: Mapping[str, Any]) -> tuple[str, ...]:
-    """The JSON types that a schema allows, as far as it says; none: it does not say."""
+    """The JSON types that a schema allows; empty where it does not say."""
     declared = schema.get("type")
     if declared is not None:
         return (declared,) if isinstance(declared, str) else tuple(declared)
@@ -74,6 +85,11 @@ def types_of(schema: Mapping[str, Any]) -> tuple[str, ...]:
             options = [types_of(option) if isinstance(option, dict) else () for option in schema[key]]
             return tuple(dict.fromkeys(kind for kinds in options for kind in kinds)) if all(options) else ()
     return ()
+
+
+def read_bytes(where: str) -> bytes:
+    """The content of a file, or of stdin for ``-``."""
+    return sys.stdin.buffer.read() if where == "-" else Path(where).read_bytes()
 
 
 def _properties(tool: Tool) -> dict[str, dict[str, Any]]:
@@ -86,7 +102,7 @@ def _typed(name: str, text: str, types: tuple[str, ...]) -> Any:
         return text
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = text
     if not types or any(_MATCHES[kind](value) for kind in types if kind in _MATCHES):
         return value
@@ -98,21 +114,57 @@ def _typed(name: str, text: str, types: tuple[str, ...]) -> Any:
 def _json(name: str, text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     raise Failure(f"the argument {name}:= must be JSON; {text!r} is not")
 
 
+def _content(name: str, where: str, types: tuple[str, ...], *, as_bytes: bool) -> Any:
+    """The content of a file: bytes where these are sent or it is no text, text for a string, otherwise JSON."""
+    try:
+        data = read_bytes(where)
+    except OSError as error:
+        literal = json.dumps(f"@{where}", ensure_ascii=False)
+        raise Failure(
+            f"{name}=@{where}: {error.strerror}; a value that begins with @ is written {name}:='{literal}'"
+        ) from None
+    if as_bytes:
+        return data
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return data
+    return text if not types or "string" in types else _typed(name, text, types)
+
+
+def _sent_as_bytes(tool: Tool) -> set[str]:
+    """The arguments that the call template sends as bytes: those of binary messages and of ``send_each``."""
+    return set(_in_bytes(CallTemplateSerializer().to_dict(tool.tool_call_template)))
+
+
+def _in_bytes(value: Any) -> Iterator[str]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _in_bytes(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            of_bytes = (key == "data" and value.get("type") == "binary") or (key == "of" and "message" in value)
+            yield from _arguments_in(item) if of_bytes else _in_bytes(item)
+
+
+def _arguments_in(value: Any) -> Iterator[str]:
+    for match in _ARGUMENT.finditer(value if isinstance(value, str) else json.dumps(value)):
+        yield next(filter(None, match.groups()))
+
+
 def _object(text: str) -> dict[str, Any]:
     try:
-        if text == "-":
-            text = sys.stdin.read()
-        elif text.startswith("@"):
-            text = Path(text[1:]).read_text(encoding="utf-8")
+        if text == "-" or text.startswith("@"):
+            text = read_bytes("-" if text == "-" else text[1:]).decode("utf-8-sig")
         value = json.loads(text)
     except OSError as error:
         raise Failure(f"--args: {error.filename}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise Failure("--args: must be a JSON object")

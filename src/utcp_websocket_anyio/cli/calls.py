@@ -1,7 +1,8 @@
-"""``utcp-ws call`` and ``utcp-ws stream``: one tool, one answer or many."""
+"""``utcp-ws call`` and ``utcp-ws stream``: one tool, one response or many."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -10,91 +11,87 @@ from typing import Any
 
 import anyio
 import click
+from utcp.data.tool import Tool
 
 from .._client.client import AnyioUtcpClient
+from .._templates.call_template import WebSocketCallTemplate
 from .arguments import read_arguments
-from .failures import Failure, as_failures
-from .options import Pairs, common, parse_auth, parse_headers, parse_variables
-from .output import waiting, write_item, write_result
-from .running import run
-from .source import Access, Source, open_manual, read_source
+from .command import Command
+from .completion import complete_argument, complete_target, complete_tool
+from .failures import Failure
+from .options import Access, Pairs, access_options
+from .output import note, waiting, write_item, write_result
+from .running import beside, run
+from .source import Source, open_manual, select_tool
 
-__all__ = ["call", "pick", "stream"]
+__all__ = ["call", "stream"]
 
-_WHOLE = click.option("--args", "whole", metavar="JSON", help="All arguments: a JSON object, @FILE, or - for stdin.")
+# How long a stream without an end of its own may be silent, in seconds, before a remark about it.
+_SILENCE = 3.0
+
+_ARGS = click.option("--args", "args_json", metavar="JSON", help="All arguments: a JSON object, @FILE, or - for stdin.")
+_TARGET = click.argument("target", metavar="TARGET", shell_complete=complete_target)
+_TOOL = click.argument("tool_name", metavar="TOOL", shell_complete=complete_tool)
+_PAIRS = click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1, shell_complete=complete_argument)
 
 
-@click.command()
-@click.argument("target", metavar="TARGET")
-@click.argument("tool_name", metavar="TOOL")
-@click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1)
-@_WHOLE
-@common()
-def call(
-    target: str,
-    tool_name: str,
-    pairs: Pairs,
-    *,
-    whole: str | None,
-    backend: str,
-    headers: Pairs,
-    auth: str | None,
-    variables: Pairs,
-    as_json: bool,
-) -> None:
+@click.command(
+    cls=Command,
+    examples=(
+        "utcp-ws call ws://localhost:8765 add a=2 b=40",
+        "utcp-ws call shop.json price item=tea --json",
+        "utcp-ws call shop.json order --args @order.json --var TOKEN=secret",
+    ),
+)
+@_TARGET
+@_TOOL
+@_PAIRS
+@_ARGS
+@access_options()
+def call(target: str, tool_name: str, pairs: Pairs, *, args_json: str | None, access: Access, as_json: bool) -> None:
     """Call a tool and write its result.
 
     Values are typed by the tool's schema: limit=3 is a number where the schema says so. KEY:=JSON is JSON whatever it
-    says.
+    says, KEY=@FILE the content of a file (@- of stdin).
     """
-    with as_failures(as_json=as_json):
-        access = Access(parse_headers(headers), parse_auth(auth), parse_variables(variables))
-        request = _Request(*pick(target, tool_name), access, pairs, whole)
-        with waiting(f"calling {request.name}"):
-            result = run(partial(_call, request), backend=backend)
-        write_result(result, as_json=as_json)
+    request = _Request(*select_tool(target, tool_name), access, pairs, args_json)
+    with waiting(f"calling {request.name}"):
+        result = run(partial(_call, request), backend=access.backend)
+    write_result(result, as_json=as_json)
 
 
-@click.command()
-@click.argument("target", metavar="TARGET")
-@click.argument("tool_name", metavar="TOOL")
-@click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1)
-@_WHOLE
-@click.option("--count", type=click.IntRange(min=1), help="Stop after so many responses.")
-@click.option("--for", "seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after so many seconds.")
-@common()
+@click.command(
+    cls=Command,
+    examples=(
+        "utcp-ws stream shop.json watch item=tea --count 2",
+        "utcp-ws stream news.json headlines topic=trains --for 60 --json",
+        "utcp-ws stream speech.json transcribe audio=@talk.raw",
+    ),
+)
+@_TARGET
+@_TOOL
+@_PAIRS
+@_ARGS
+@click.option("--count", type=click.IntRange(min=1), help="Stop after this many responses.")
+@click.option("--for", "seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after this many seconds.")
+@access_options()
 def stream(
     target: str,
     tool_name: str,
     pairs: Pairs,
     *,
-    whole: str | None,
+    args_json: str | None,
     count: int | None,
     seconds: float | None,
-    backend: str,
-    headers: Pairs,
-    auth: str | None,
-    variables: Pairs,
+    access: Access,
     as_json: bool,
 ) -> None:
-    """Call a tool and write each response as it comes, until the end or Ctrl-C."""
-    with as_failures(as_json=as_json):
-        access = Access(parse_headers(headers), parse_auth(auth), parse_variables(variables))
-        request = _Request(*pick(target, tool_name), access, pairs, whole)
-        seconds = float("inf") if seconds is None else seconds
-        run(partial(_stream, request, seconds, count, as_json=as_json), backend=backend)
+    """Call a tool and write each response as it arrives, until the end or Ctrl-C.
 
-
-def pick(target: str, tool_name: str) -> tuple[Source, str]:
-    """The manual that a tool's name is about, and the name without the manual's."""
-    sources = read_source(target)
-    named = {source.name: source for source in sources}
-    manual, dot, name = tool_name.partition(".")
-    if dot and manual in named:
-        return named[manual], name
-    if len(sources) != 1:
-        raise Failure(f"{target} has several manuals: write the tool as MANUAL.TOOL, with one of {', '.join(named)}")
-    return sources[0], tool_name
+    Arguments are written as for call. With --timeout, the first response has to come in that time.
+    """
+    request = _Request(*select_tool(target, tool_name), access, pairs, args_json)
+    run(partial(_stream, request, seconds or math.inf, count, as_json=as_json), backend=access.backend)
 
 
 @dataclass(frozen=True)
@@ -103,28 +100,72 @@ class _Request:
     name: str
     access: Access
     pairs: Pairs
-    whole: str | None
+    args_json: str | None
 
     @asynccontextmanager
-    async def prepared(self) -> AsyncIterator[tuple[AnyioUtcpClient, str, dict[str, Any]]]:
-        """A client that knows the tool, the tool's whole name, and its arguments."""
+    async def prepared(self) -> AsyncIterator[tuple[AnyioUtcpClient, Tool, dict[str, Any]]]:
+        """A client that knows the tool, the tool, and the arguments."""
         async with open_manual(self.source, self.access) as manual:
             tool = manual.tool(self.name)
-            yield manual.client, tool.name, read_arguments(tool, self.pairs, self.whole)
+            yield manual.client, tool, read_arguments(tool, self.pairs, self.args_json)
+
+    def too_late(self) -> Failure:
+        limit = f"{self.access.timeout:g} s"
+        return Failure(f"no response within {limit}", code=5, kind="WebSocketTimeoutError", phase="response")
 
 
 async def _call(request: _Request) -> Any:
-    async with request.prepared() as (client, name, arguments):
-        return await client.call_tool(name, arguments)
+    async with request.prepared() as (client, tool, arguments):
+        with anyio.move_on_after(request.access.timeout):
+            return await client.call_tool(tool.name, arguments)
+        raise request.too_late()
+
+
+class _Silence:
+    """Remarks on a stream that goes on although its tool seems to answer once."""
+
+    def __init__(self, tool: Tool) -> None:
+        template = tool.tool_call_template
+        self._may_answer_once = (
+            isinstance(template, WebSocketCallTemplate)
+            and template.expected_responses is None
+            and not template.listen_only
+        )
+        self.responses = 0
+        self.heard = anyio.Event()
+
+    async def watch(self) -> None:
+        await self.heard.wait()
+        await anyio.sleep(_SILENCE)
+        if self._may_answer_once and self.responses == 1:
+            note(
+                "one response, and nothing says that it was the last; if the tool answers once, use call, or give its"
+                " template expected_responses: 1. Ctrl-C ends the stream"
+            )
 
 
 async def _stream(request: _Request, seconds: float, count: int | None, *, as_json: bool) -> None:
-    written = 0
-    async with request.prepared() as (client, name, arguments):
-        with anyio.move_on_after(seconds):
-            async with aclosing(client.call_tool_streaming(name, arguments)) as responses:
+    async with request.prepared() as (client, tool, arguments):
+        silence = _Silence(tool)
+        limit = anyio.CancelScope(deadline=anyio.current_time() + (request.access.timeout or math.inf))
+        with anyio.move_on_after(seconds), limit:
+            async with (
+                beside(silence.watch),
+                aclosing(client.call_tool_streaming(tool.name, arguments)) as responses,
+            ):
                 async for response in responses:
+                    limit.deadline = math.inf
                     write_item(response, as_json=as_json)
-                    written += 1
-                    if written == count:
+                    silence.heard.set()
+                    silence.responses += 1
+                    if silence.responses == count:
                         break
+        if limit.cancelled_caught:
+            raise request.too_late()
+    if silence.responses == 1 and count is None and _answers_once(tool):
+        note("this tool answers once (expected_responses is 1); call does the same")
+
+
+def _answers_once(tool: Tool) -> bool:
+    template = tool.tool_call_template
+    return isinstance(template, WebSocketCallTemplate) and template.expected_responses == 1

@@ -1,4 +1,4 @@
-"""``utcp-ws check``: whether a file is valid, what it says in words, and what it would send."""
+"""``utcp-ws check``: validates a file, says in words what it means, and shows what a call would send."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import click
@@ -15,18 +14,20 @@ from utcp.data.tool import Tool
 from utcp.exceptions import UtcpSerializerValidationError
 from utcp.plugins.plugin_loader import ensure_plugins_initialized
 
-from .._calls.discovery import discover
 from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
 from .._templates.messages import MessageTemplate
 from .._templates.plan import Plan, Step
 from .._templates.values import RenderContext, encode_arguments
 from .arguments import read_arguments, signature
+from .command import Command
+from .completion import complete_argument, complete_target, complete_tool
+from .discovery import tools_in_file
 from .explain import explain
-from .failures import Failure, as_failures
-from .options import Pairs, common, parse_variables
-from .output import console, one_line, print_table
-from .running import run
-from .source import Access, Source, is_url, read_source
+from .failures import Failure
+from .lint import lint_arguments, lint_manual, lint_template, suggestions
+from .options import Access, Pairs, access_options
+from .output import cell, console, echo, json_text, paint, print_table
+from .source import Source, is_url, no_tool, read_source
 
 __all__ = ["check"]
 
@@ -39,83 +40,105 @@ class _Finding:
 
     Attributes:
         words: Its fields and what they mean.
-        notes: What is valid but likely a mistake, or still to be given.
-        sends: When a call sends what; empty where the arguments of none are given.
+        warnings: What is valid but likely a mistake.
+        notes: What would be better, or has still to be given.
+        sends: What a call sends and when; empty unless a tool is named.
     """
 
     name: str
     arguments: str
-    words: list[tuple[str, str]]
+    words: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sends: list[tuple[str, str | bytes]] = field(default_factory=list)
 
 
-@click.command()
-@click.argument("file", metavar="FILE")
-@click.argument("tool_name", metavar="[TOOL]", required=False)
-@click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1)
-@common(network=False)
-def check(file: str, tool_name: str | None, pairs: Pairs, *, variables: Pairs, as_json: bool) -> None:
+@click.command(
+    cls=Command,
+    examples=(
+        "utcp-ws check manual.json",
+        "utcp-ws check manual.json --strict",
+        "utcp-ws check shop.json price item=tea",
+    ),
+)
+@click.argument("target", metavar="FILE", shell_complete=complete_target)
+@click.argument("tool_name", metavar="[TOOL]", required=False, shell_complete=complete_tool)
+@click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1, shell_complete=complete_argument)
+@click.option("--strict", is_flag=True, help="Warnings are errors: exit code 1.")
+@access_options(network=False)
+def check(target: str, tool_name: str | None, pairs: Pairs, *, strict: bool, access: Access, as_json: bool) -> None:
     """Validate a manual or call template and explain each of its fields in words.
 
-    With a TOOL and its arguments it shows the messages that a call would send. Nothing is connected to.
+    Whatever is valid but likely a mistake is a warning. With a TOOL and its arguments it shows the messages that a call
+    would send. It does not connect to anything.
     """
-    with as_failures(as_json=as_json):
-        if is_url(file):
-            raise Failure("check takes a file; utcp-ws discover asks an endpoint")
-        ensure_plugins_initialized()
-        access = Access(variables=parse_variables(variables))
-        findings: list[_Finding] = []
-        for source in read_source(file):
-            findings += _findings(source, access, tool_name, pairs)
-        if tool_name is not None and not findings:
-            raise Failure(f"there is no tool {tool_name!r} in {file}")
-        if as_json:
-            click.echo(one_line([asdict(finding) for finding in findings]))
-        else:
-            _show(findings)
+    if is_url(target):
+        raise Failure("check takes a file; utcp-ws discover asks an endpoint")
+    ensure_plugins_initialized()
+    sources = read_source(target)
+    findings: list[_Finding] = []
+    for source in sources:
+        findings += _findings(source, access, tool_name, pairs)
+    if tool_name is not None and not findings:
+        raise no_tool(tool_name, [tool.name for source in sources for tool in tools_in_file(source) or ()])
+    warnings = sum(len(finding.warnings) for finding in findings)
+    if as_json:
+        echo(json_text([asdict(finding) for finding in findings]))
+    else:
+        _show(findings)
+        counted = f", {warnings} warning{'' if warnings == 1 else 's'}" if warnings else ""
+        echo(paint(f"valid{counted}", err=True, fg="yellow" if warnings else "green"), err=True)
+    if strict and warnings:
+        raise Failure(f"{warnings} warning{'' if warnings == 1 else 's'}, with --strict", code=1, kind="Warnings")
 
 
 def _findings(source: Source, access: Access, tool_name: str | None, pairs: Pairs) -> Iterator[_Finding]:
-    """What there is to say of a manual: of itself, and of those of its tools that have templates of their own."""
-    if source.template["call_template_type"] != "websocket":
+    """What there is to say of a manual: of itself, and of its tools."""
+    warnings = list(lint_manual(source.template))
+    if not source.is_websocket:
+        if tool_name is None:
+            kind = source.template["call_template_type"]
+            yield _Finding(
+                source.name, "", warnings=warnings, notes=[f"is called by {kind}, which is not checked here"]
+            )
         return
     try:
         template = WebSocketCallTemplateSerializer().validate_dict(source.template)
-        # Tools that are in the file are found without asking anybody.
-        tools = run(partial(discover, template, _ask), backend="asyncio").tools if template.tools is not None else []
+        tools = tools_in_file(source) or []
     except (ValueError, UtcpSerializerValidationError) as error:
-        fault = str(error)
+        reason = str(error)
     else:
         if tool_name is None:
-            yield _Finding(source.name, "", explain(source.template), _notes(source.template, source, access))
+            notes = [*_without_value(source.template, source, access)]
+            if not tools:
+                notes += suggestions(source.template)
+            yield _Finding(source.name, "", explain(source.template), warnings, notes)
         written = {tool["name"]: tool for tool in template.tools or ()}
         for tool in tools:
             if tool_name in (None, tool.name, f"{source.name}.{tool.name}"):
-                own = written[tool.name].get("tool_call_template")
-                yield _of_tool(tool, own, source, access, pairs if tool_name is not None else None)
+                yield _of_tool(tool, written[tool.name], source, access, pairs if tool_name is not None else None)
         return
-    raise Failure(f"not valid: {fault}", code=1, kind="InvalidTemplate")
+    # A field that nobody knows is often why another one is missing.
+    likely = "".join(f"\n{warning}" for warning in warnings)
+    raise Failure(f"not valid: {reason}{likely}", code=1, kind="InvalidTemplate", warnings=warnings)
 
 
-async def _ask(_: Plan) -> Any:  # noqa: ASYNC124 - never called, but awaited if it were
-    raise AssertionError
-
-
-def _of_tool(tool: Tool, own: Any, source: Source, access: Access, pairs: Pairs | None) -> _Finding:
+def _of_tool(tool: Tool, written: Any, source: Source, access: Access, pairs: Pairs | None) -> _Finding:
     """A tool without a template of its own is called by its manual's."""
     template = tool.tool_call_template
-    finding = _Finding(tool.name, signature(tool), [])
+    own = written.get("tool_call_template")
+    finding = _Finding(tool.name, signature(tool))
     if not isinstance(template, WebSocketCallTemplate):
         finding.notes.append(f"is called by {template.call_template_type}, which is not checked here")
+        finding.warnings += lint_template(own)
         return finding
     values = WebSocketCallTemplateSerializer().to_dict(template)
     if own is not None or pairs is not None:
         finding.words = explain(values)
-        finding.notes = _notes(own or values, source, access)
-    undeclared = sorted(template.plan.arguments - (tool.inputs.properties or {}).keys())
-    if undeclared:
-        finding.notes.append(f"the template needs arguments that inputs does not declare: {', '.join(undeclared)}")
+        finding.warnings += lint_template(own if own is not None else values)
+        finding.notes += _without_value(own or values, source, access)
+    finding.warnings += lint_arguments(values, written.get("inputs"))
+    finding.notes += suggestions(values)
     if pairs is not None:
         resolved = WebSocketCallTemplateSerializer().validate_dict(_given(values, access.variables))
         schemas = tool.inputs.properties or {}
@@ -125,17 +148,15 @@ def _of_tool(tool: Tool, own: Any, source: Source, access: Access, pairs: Pairs 
     return finding
 
 
-def _notes(values: Mapping[str, Any], source: Source, access: Access) -> list[str]:
-    unknown = sorted(values.keys() - WebSocketCallTemplate.model_fields.keys())
-    notes = [f"unknown field, ignored: {name}" for name in unknown]
+def _without_value(values: Mapping[str, Any], source: Source, access: Access) -> Iterator[str]:
+    """A note on the variables that have no value, by the names under which an environment gives them."""
     known = source.variables(access)
+    known |= source.config.get("variables") or {}
     own = {key: value for key, value in values.items() if key != "tools"}
-    prefix = source.name.replace("_", "__")
-    names = dict.fromkeys(f"{prefix}_{name}" for name in _VARIABLE.findall(one_line(own)))
+    names = dict.fromkeys(map(source.qualified, _VARIABLE.findall(json_text(own))))
     needed = [name for name in names if name not in known and name not in os.environ]
     if needed:
-        notes.append(f"variables without a value: {', '.join(needed)}")
-    return notes
+        yield f"variables without a value: {', '.join(needed)}"
 
 
 def _sends(plan: Plan, values: RenderContext) -> Iterator[tuple[str, str | bytes]]:
@@ -177,14 +198,16 @@ def _given(value: Any, variables: Mapping[str, str]) -> Any:
 def _show(findings: list[_Finding]) -> None:
     out = console()
     for finding in findings:
-        out.print(f"{finding.name} {finding.arguments}".rstrip(), style="bold", markup=False)
+        out.print(cell(f"{finding.name} {finding.arguments}".rstrip(), "bold"))
         table = Table.grid(padding=(0, 2), pad_edge=False)
         for name, text in finding.words:
-            table.add_row("", name, text)
-        for note in finding.notes:
-            table.add_row("", "note", note, style="yellow")
+            table.add_row("", cell(name), cell(text))
+        for warning in finding.warnings:
+            table.add_row("", cell("warning", "yellow"), cell(warning, "yellow"))
+        for remark in finding.notes:
+            table.add_row("", cell("note", "cyan"), cell(remark, "cyan"))
         for when, what in finding.sends:
-            table.add_row("", f"{when} >", what if isinstance(what, str) else f"binary: {what.hex(' ')}", style="green")
+            shown = what if isinstance(what, str) else f"binary: {what.hex(' ')}"
+            table.add_row("", cell(f"{when} >", "green"), cell(shown, "green"))
         if table.row_count:
             print_table(table)
-    click.secho("valid", fg="green", err=True)

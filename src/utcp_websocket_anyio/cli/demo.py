@@ -17,7 +17,8 @@ from .._client.client import AnyioUtcpClient, open_client
 from .._server.server import ToolServer
 from .._templates.call_template import WebSocketCallTemplate
 from ..errors import WebSocketTimeoutError, WebSocketToolError
-from .failures import as_failures
+from .command import Command
+from .options import backend_option
 from .output import console
 from .running import run
 
@@ -26,17 +27,11 @@ __all__ = ["demo"]
 _CALLS = 50
 
 
-@click.command()
-@click.option(
-    "--backend",
-    type=click.Choice(["trio", "asyncio"]),
-    default="trio",
-    show_default=True,
-    help="The event loop that the client runs on.",
-)
+@click.command(cls=Command, examples=("utcp-ws demo", "utcp-ws demo --backend asyncio"))
+@backend_option
 def demo(*, backend: str) -> None:
-    """A tour of what this package does: some seconds, no network but loopback."""
-    with as_failures(), _serving(_tools()) as url:
+    """A tour of what this package does; takes a few seconds and uses only loopback."""
+    with _serving(_tools()) as url:
         run(partial(_tour, url, backend), backend=backend)
 
 
@@ -86,15 +81,15 @@ async def _tour(url: str, backend: str) -> None:
     out = console()
 
     def step(number: int, title: str, command: str) -> None:
-        out.print(f"\n[bold]{number}. {title}[/bold]")
-        out.print(f"   [dim]utcp-ws {command}[/dim]")
+        out.print(f"\n{number}. {title}", style="bold")
+        out.print(f"   utcp-ws {command}", style="dim")
 
     out.print(f"A tool server is up at {url}: four Python functions. The client runs on {backend}.")
     async with open_client() as client:
         step(1, "Discover", "discover URL")
         found = await client.register_manual(WebSocketCallTemplate(name="demo", url=url))
         for tool in found.manual.tools:
-            out.print(f"   {tool.name:16} {tool.description}", markup=False)
+            out.print(f"   {tool.name:16} {tool.description}")
 
         step(2, "Call", "call URL add a=2 b=40")
         out.print(f"   {await client.call_tool('demo.add', {'a': 2, 'b': 40})}")
@@ -112,16 +107,16 @@ async def _tour(url: str, backend: str) -> None:
         try:
             await client.call_tool("demo.divide", {"a": 1, "b": 0})
         except WebSocketToolError as error:
-            out.print(f"   {type(error).__name__}: {error.response['error']}", markup=False)
+            out.print(f"   {type(error).__name__}: {error.response['error']}")
 
-        step(6, "An answer that comes too late is nobody's", "call URL ponder 'question=Why?' seconds=0.6")
+        step(6, "A response that comes too late is discarded", "call URL ponder 'question=Why?' seconds=0.6")
         try:
             await client.call_tool("demo.ponder", {"question": "Why?", "seconds": 0.6})
         except WebSocketTimeoutError as error:
-            out.print(f"   {type(error).__name__}, in phase {error.phase!r}", markup=False)
+            out.print(f"   {type(error).__name__}, in phase {error.phase!r}")
         answer = await client.call_tool("demo.ponder", {"question": "And now?"})
-        out.print(f"   the next call gets its own: {answer!r}", markup=False)
-    out.print("\nEvery connection is closed. Your own tools: [dim]utcp-ws serve FILE.py[/dim]")
+        out.print(f"   the next call gets its own: {answer!r}")
+    out.print("\nEvery connection is closed. Your own tools: utcp-ws serve FILE.py")
 
 
 async def _many(client: AnyioUtcpClient, out: Console) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,19 +18,25 @@ from ..errors import (
     WebSocketTimeoutError,
     WebSocketToolError,
 )
+from .output import echo, json_text, paint
 
-__all__ = ["EXIT_CODES", "Failure", "as_failures"]
+__all__ = ["CLOSED_PIPE", "EXIT_CODES", "INTERRUPTED", "UNWRITABLE", "Failure", "as_failures", "failure_of"]
+
+UNWRITABLE = 74  # EX_IOERR of sysexits.h
+INTERRUPTED = 130
+CLOSED_PIPE = 141
 
 EXIT_CODES = {
     0: "done",
     1: "the tool answered with an error, or the file that was checked is not valid",
-    2: "a mistake in the command, its arguments or a file it names; nothing was sent",
-    3: "no connection",
+    2: "usage error; nothing was sent",
+    3: "could not connect",
     4: "the credentials were refused",
-    5: "a time limit passed",
-    6: "the connection was closed too early, or what came was not what the template says",
+    5: "timed out",
+    6: "connection closed early, or unexpected response",
     69: "the extra 'cli' is not installed",
-    130: "interrupted by Ctrl-C (143: by SIGTERM, 141: by a closed pipe)",
+    UNWRITABLE: "the output could not be written",
+    INTERRUPTED: "interrupted by Ctrl-C (143: by SIGTERM, 141: by a closed pipe)",
 }
 
 # The first that fits; WebSocketAuthError is also a WebSocketConnectionError.
@@ -42,8 +47,11 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
     (WebSocketTimeoutError, 5),
     (WebSocketClosedError, 6),
     (WebSocketProtocolError, 6),
+    (RecursionError, 6),
+    (OSError, UNWRITABLE),
     (Exception, 2),
 )
+_DETAILS = ("endpoint", "status", "phase", "code", "reason", "names")
 
 
 class Failure(click.ClickException):
@@ -68,49 +76,65 @@ class Failure(click.ClickException):
     def show(self, file: Any = None) -> None:
         """Write it to stderr: as JSON, if the command's output is."""
         if self.as_json:
-            click.echo(json.dumps(self._details, default=repr), err=True)
+            echo(json_text(self._details), err=True)
         else:
-            click.secho("utcp-ws: ", err=True, fg="red", nl=False)
-            click.echo(self.message, err=True)
+            # A line of ours begins at the margin, and no line of others does.
+            echo(self.message.replace("\n", "\n  "), err=True, prefix=paint("utcp-ws: ", err=True, fg="red"))
 
 
 @contextmanager
 def as_failures(*, as_json: bool = False) -> Iterator[None]:
-    """Turn every error that a user can do something about into a `Failure`."""
+    """Turn every error that a user can do something about into a `Failure`.
+
+    Raises:
+        click.exceptions.Exit: Whoever read the output has gone; there is nobody to tell.
+    """
+    failure: Failure | None
     try:
         yield
     except Failure as error:
-        error.as_json = as_json
+        error.as_json |= as_json
         raise
-    except (WebSocketError, UtcpSerializerValidationError, UtcpVariableNotFound, ValueError) as error:
-        failure = _failure(error)
+    except (WebSocketError, UtcpSerializerValidationError, UtcpVariableNotFound, ValueError, RecursionError) as error:
+        failure = failure_of(error)
+    except BrokenPipeError:
+        failure = None
+    except OSError as error:
+        failure = failure_of(error)
     else:
         return
+    if failure is None:
+        raise click.exceptions.Exit(CLOSED_PIPE)
     failure.as_json = as_json
     raise failure
 
 
-def _failure(error: Exception) -> Failure:
+def failure_of(error: Exception, *, hint: str = "") -> Failure:
+    """The failure that an error is for a user.
+
+    Args:
+        hint: What to do about it, added to its text.
+    """
     code = next(code for kind, code in _CODES if isinstance(error, kind))
-    details = {
-        name: value
-        for name in ("endpoint", "status", "phase", "code", "reason", "names")
-        if (value := _get(error, name))
-    }
+    details = {name: value for name in _DETAILS if (value := getattr(error, name, None))}
     if isinstance(error, UtcpVariableNotFound):
-        name = error.variable_name
-        text = f"the variable {name} has no value; set it in the environment, or give --var {name.rpartition('_')[2]}=…"
+        text = f"the variable {error.variable_name} has no value; set it in the environment"
     elif isinstance(error, WebSocketToolError):
         details["response"] = error.response
-        shown = error.response if isinstance(error.response, str) else json.dumps(error.response, default=repr)
-        text = f"the tool answered with an error: {shown}"
+        text = _tool_error(error)
+    elif isinstance(error, RecursionError):
+        text = "what came is nested too deeply"
+    elif isinstance(error, OSError) and not isinstance(error, WebSocketError):
+        where = f"{error.filename}: " if error.filename is not None else "the output could not be written: "
+        text = f"{where}{error.strerror or error}"
     else:
         text = str(error)
     if isinstance(error, WebSocketAuthError) and error.status is not None:
         text += "; give credentials with --auth or --header"
     details = {"close_code" if name == "code" else name: value for name, value in details.items()}
-    return Failure(text, code=code, kind=type(error).__name__, **details)
+    return Failure(text + hint, code=code, kind=type(error).__name__, **details)
 
 
-def _get(error: Exception, name: str) -> Any:
-    return getattr(error, name, None)
+def _tool_error(error: WebSocketToolError) -> str:
+    response = error.response if isinstance(error.response, str) else json_text(error.response)
+    return f"the tool answered with an error: {response}"

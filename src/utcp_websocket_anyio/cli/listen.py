@@ -24,12 +24,12 @@ from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTempl
 from .._wire import Wire
 from ..errors import WebSocketClosedError
 from .arguments import read_arguments
-from .calls import pick
-from .failures import Failure, as_failures
-from .options import Pairs, common, parse_auth, parse_headers, parse_variables
+from .command import Command
+from .failures import Failure
+from .options import Access, Pairs, access_options
 from .output import console, waiting
 from .running import run
-from .source import Access, Source, open_manual, read_source
+from .source import Source, open_manual, read_source, select_tool
 
 __all__ = ["listen"]
 
@@ -57,7 +57,7 @@ Show = Callable[[str, "str | bytes | WebSocketClosedError"], None]
 Found = tuple[WebSocketCallTemplate, dict[str, Any]]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("target", metavar="URL|FILE")
 @click.argument("tool_name", metavar="[TOOL]", required=False)
 @click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1)
@@ -65,7 +65,7 @@ Found = tuple[WebSocketCallTemplate, dict[str, Any]]
 @click.option("--protocol", help="The subprotocol to offer.")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many received messages.")
 @click.option("--for", "seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after so many seconds.")
-@common()
+@access_options()
 def listen(
     target: str,
     tool_name: str | None,
@@ -75,10 +75,7 @@ def listen(
     protocol: str | None,
     count: int | None,
     seconds: float | None,
-    backend: str,
-    headers: Pairs,
-    auth: str | None,
-    variables: Pairs,
+    access: Access,
     as_json: bool,
 ) -> None:
     """Show the raw messages of a connection, with time and direction, until it is closed or Ctrl-C.
@@ -86,23 +83,21 @@ def listen(
     Of a FILE it uses what belongs to the connection: address, credentials, login (on_connect) and automatic replies; of
     the manual's own template, or of a TOOL's.
     """
-    with as_failures(as_json=as_json):
-        access = Access(parse_headers(headers), parse_auth(auth), parse_variables(variables))
-        found: Callable[[], Awaitable[Found]]
-        if tool_name is not None:
-            found = partial(_of_tool, *pick(target, tool_name), access, pairs)
-        else:
-            found = partial(_of_manual, _only(target), access)
-        session = _Session(
-            protocol=protocol,
-            messages=messages,
-            seconds=float("inf") if seconds is None else seconds,
-            count=count,
-            show=_show_json if as_json else _show,
-        )
-        ended = run(partial(_listen, found, session), backend=backend)
-        if ended is not None and ended.code not in _NORMAL:
-            raise ended
+    found: Callable[[], Awaitable[Found]]
+    if tool_name is not None:
+        found = partial(_of_tool, *select_tool(target, tool_name), access, pairs)
+    else:
+        found = partial(_of_manual, _only(target), access)
+    session = _Session(
+        protocol=protocol,
+        messages=messages,
+        seconds=float("inf") if seconds is None else seconds,
+        count=count,
+        show=_show_json if as_json else _show,
+    )
+    ended = run(partial(_listen, found, session), backend=access.backend)
+    if ended is not None and ended.code not in _NORMAL:
+        raise ended
 
 
 @dataclass(frozen=True)
@@ -149,7 +144,7 @@ async def _connect(found: Found, session: _Session) -> Connection:
     request = prepare(plan, "", arguments, manual=template.name)
     with waiting(f"connecting to {request.endpoint.display_url}"):
         opened = await Connector(Network(), Counters()).connect(request.endpoint, plan)
-    console(err=True).print(f"connected to {request.endpoint.display_url}", style="dim", markup=False)
+    console(err=True).print(f"connected to {request.endpoint.display_url}", style="dim")
     return Connection(_ShownWire(opened.wire, session.show), settings, display_url=opened.display_url)
 
 

@@ -1,47 +1,61 @@
-"""The options that commands share, and how what is typed becomes credentials and headers."""
+"""The options that commands share, given once, and how what is typed becomes credentials and headers.
+
+A command that reads a manual has `access_options`; it gets one `Access` and knows nothing of the options behind it.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
-from collections.abc import Callable
-from functools import reduce
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from .failures import Failure
 
-__all__ = ["Pairs", "common", "parse_auth", "parse_headers", "parse_variables"]
+__all__ = ["Access", "Pairs", "access_options", "as_json_option", "backend_option"]
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+CommandFunction = Callable[..., Any]
+Decorator = Callable[[CommandFunction], CommandFunction]
 Pairs = tuple[str, ...]
 
 _ENVIRONMENT = re.compile(r"\$\{([A-Za-z0-9_]+)\}")
 _AUTH_FORMS = "bearer:TOKEN, basic:USER:PASSWORD, key:HEADER=VALUE, a JSON object with auth_type, or @FILE with one"
 
-_BACKEND = click.option(
+
+@dataclass(frozen=True)
+class Access:
+    """What the command line adds to a manual, and how it is to be reached.
+
+    Attributes:
+        headers: Handshake headers.
+        auth: Credentials in the JSON form that a call template has them in.
+        variables: Values of the manual's variables.
+        backend: The event loop, ``"trio"`` or ``"asyncio"``.
+        timeout: Seconds to wait for an answer; None: what the call template says.
+    """
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+    auth: Mapping[str, Any] | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+    backend: str = "trio"
+    timeout: float | None = None
+
+
+backend_option = click.option(
     "--backend",
     type=click.Choice(["trio", "asyncio"]),
     default="trio",
     show_default=True,
     help="The event loop to run on.",
 )
-_JSON = click.option(
+as_json_option = click.option(
     "--json", "as_json", is_flag=True, help="JSON on stdout, one value per line; errors too, on stderr."
-)
-_HEADER = click.option(
-    "--header",
-    "-H",
-    "headers",
-    multiple=True,
-    metavar="'NAME: VALUE'",
-    help="A handshake header; ${NAME} is taken from the environment. May be repeated.",
-)
-_AUTH = click.option(
-    "--auth", metavar="AUTH", help=f"Credentials: {_AUTH_FORMS}. ${{NAME}} is taken from the environment."
 )
 _VARIABLE = click.option(
     "--var",
@@ -50,15 +64,69 @@ _VARIABLE = click.option(
     metavar="NAME=VALUE",
     help="A UTCP variable of the manual: ${NAME} in its file. May be repeated.",
 )
+_ENDPOINT: tuple[Decorator, ...] = (
+    click.option(
+        "--auth", metavar="AUTH", help=f"Credentials: {_AUTH_FORMS}. ${{NAME}} is taken from the environment."
+    ),
+    click.option(
+        "--header",
+        "-H",
+        "headers",
+        multiple=True,
+        metavar="'NAME: VALUE'",
+        help="A handshake header; ${NAME} is taken from the environment. May be repeated.",
+    ),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="How long to wait for an answer.",
+    ),
+    backend_option,
+)
+# How this process reaches the network; each becomes a field of Access in `access_options`.
+_NETWORK: tuple[Decorator, ...] = ()
 
 
-def common(*, network: bool = True) -> Callable[[Command], Command]:
-    """The options of a command that reads a manual; with `network`, also of one that connects."""
-    options = [_JSON, _VARIABLE, *((_AUTH, _HEADER, _BACKEND) if network else ())]
-    return lambda command: reduce(lambda wrapped, option: option(wrapped), options, command)
+def access_options(*, network: bool = True) -> Decorator:
+    """Give a command the options of a manual and hand it their values as one ``access``, and ``as_json``.
+
+    Args:
+        network: True if it connects.
+    """
+    options: list[Decorator] = [as_json_option, _VARIABLE]
+    if network:
+        options += [*_ENDPOINT, *_NETWORK]
+
+    def decorate(function: CommandFunction) -> CommandFunction:
+        @functools.wraps(function)
+        def command(
+            *arguments: Any,
+            variables: Pairs,
+            headers: Pairs = (),
+            auth: str | None = None,
+            timeout: float | None = None,
+            backend: str = "trio",
+            **others: Any,
+        ) -> Any:
+            access = Access(
+                headers=_headers(headers),
+                auth=_auth(auth),
+                variables=_variables(variables),
+                backend=backend,
+                timeout=timeout,
+            )
+            return function(*arguments, access=access, **others)
+
+        wrapped: CommandFunction = command
+        for option in options:
+            wrapped = option(wrapped)
+        return wrapped
+
+    return decorate
 
 
-def parse_headers(values: Pairs) -> dict[str, str]:
+def _headers(values: Pairs) -> dict[str, str]:
     """Headers as curl takes them, ``Name: value``."""
     headers = {}
     for value in values:
@@ -69,7 +137,7 @@ def parse_headers(values: Pairs) -> dict[str, str]:
     return headers
 
 
-def parse_variables(values: Pairs) -> dict[str, str]:
+def _variables(values: Pairs) -> dict[str, str]:
     """UTCP variables, ``NAME=VALUE``."""
     variables = {}
     for value in values:
@@ -80,7 +148,7 @@ def parse_variables(values: Pairs) -> dict[str, str]:
     return variables
 
 
-def parse_auth(value: str | None) -> dict[str, Any] | None:
+def _auth(value: str | None) -> dict[str, Any] | None:
     """Credentials in the JSON form that a call template has them in. No text of a failure shows any of them."""
     if value is None:
         return None
@@ -88,7 +156,8 @@ def parse_auth(value: str | None) -> dict[str, Any] | None:
         try:
             return _auth_object(Path(value[1:]).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise Failure(f"--auth: {value[1:]} cannot be read: {_reason(error)}") from None
+            reason = (isinstance(error, OSError) and error.strerror) or "not UTF-8 text"
+        raise Failure(f"--auth: {value[1:]} cannot be read: {reason}")
     value = _from_environment(value, "--auth")
     if value.startswith("{"):
         return _auth_object(value)
@@ -107,7 +176,7 @@ def parse_auth(value: str | None) -> dict[str, Any] | None:
 def _auth_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise Failure('--auth: must be a JSON object, such as {"auth_type": "api_key", "api_key": "…"}')
@@ -119,6 +188,8 @@ def _api_key(name: str, key: str) -> dict[str, Any]:
 
 
 def _from_environment(text: str, option: str) -> str:
+    """The text with ``${NAME}`` from the environment, in a single pass: a value is never looked through again."""
+
     def value(match: re.Match[str]) -> str:
         found = os.environ.get(match[1])
         if found is None:
@@ -126,7 +197,3 @@ def _from_environment(text: str, option: str) -> str:
         return found
 
     return _ENVIRONMENT.sub(value, text)
-
-
-def _reason(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or "it is no UTF-8 text"

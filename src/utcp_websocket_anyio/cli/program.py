@@ -1,52 +1,43 @@
-"""The command ``utcp-ws`` itself, and what its subcommands have in common."""
+"""The command ``utcp-ws`` itself."""
 
 from __future__ import annotations
-
-import logging
 
 import click
 
 from .._version import __version__
 from .calls import call, stream
 from .check import check
+from .command import Program
 from .demo import demo
 from .discovery import discover
-from .failures import EXIT_CODES
 from .listen import listen
+from .schema import schema
 from .serve import serve
 
 __all__ = ["program"]
 
-_EXIT_CODES = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
+
+_HELP = """\
+Find, call and publish tools at WebSocket endpoints.
+
+TARGET is the URL of an endpoint that knows UTCP, or a file: a call template (with its tools), a UTCP manual, or a
+client configuration. Results go to stdout, everything else to stderr.
+
+\b
+Completion of commands, files, tools and arguments:
+  bash  eval "$(_UTCP_WS_COMPLETE=bash_source utcp-ws)"  in ~/.bashrc
+  zsh   eval "$(_UTCP_WS_COMPLETE=zsh_source utcp-ws)"   in ~/.zshrc
+  fish  _UTCP_WS_COMPLETE=fish_source utcp-ws | source   in config.fish
+"""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_EXIT_CODES)
+@click.group(
+    cls=Program, help=_HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="utcp-ws")
-@click.option("--verbose", "-v", is_flag=True, help="What becomes of connections, on stderr.")
-@click.pass_context
-def program(context: click.Context, *, verbose: bool) -> None:
-    """Find, call and publish tools at WebSocket endpoints, as they are.
-
-    TARGET is the URL of an endpoint that knows UTCP, or a file: a call template (with its tools), a UTCP manual, or a
-    client configuration.
-    """
-    if verbose:
-        _log_to_stderr(context)
+def program() -> None:
+    """The command; its help is `_HELP`."""
 
 
-def _log_to_stderr(context: click.Context) -> None:
-    log = logging.getLogger("utcp_websocket_anyio")
-    level = log.level
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    log.addHandler(handler)
-    log.setLevel(logging.DEBUG)
-
-    @context.call_on_close
-    def restore() -> None:
-        log.removeHandler(handler)
-        log.setLevel(level)
-
-
-for _command in (demo, discover, call, stream, listen, check, serve):
+for _command in (demo, discover, call, stream, listen, check, schema, serve):
     program.add_command(_command)

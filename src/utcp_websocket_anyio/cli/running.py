@@ -2,41 +2,52 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
 import click
 
-__all__ = ["run"]
+from .failures import INTERRUPTED
+
+__all__ = ["beside", "run"]
 
 Result = TypeVar("Result")
 
-_BROKEN_PIPE = 141
-
 
 def run(function: Callable[[], Awaitable[Result]], *, backend: str) -> Result:
-    """Run it until it ends or a signal comes; then it is cancelled, and ends as everything that is cancelled does.
+    """Run it until it ends or a signal comes, which cancels it.
 
     Args:
         backend: ``"asyncio"`` or ``"trio"``.
 
     Raises:
-        click.exceptions.Exit: A signal came, or who read the output has gone.
+        click.exceptions.Exit: A signal came.
     """
     try:
         return anyio.run(_until_signal, function, backend=backend)
     except KeyboardInterrupt:
-        raise click.exceptions.Exit(128 + signal.SIGINT) from None
-    except BrokenPipeError:
-        # What is left in the buffer would raise it again when the interpreter flushes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise click.exceptions.Exit(_BROKEN_PIPE) from None
+        raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+@asynccontextmanager
+async def beside(function: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Run a function in the background of a block, whose errors come out as themselves and not in a group."""
+    failure: BaseException | None = None
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(function)
+        try:
+            yield
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - raised again below
+            failure = error
+        task_group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def _until_signal(function: Callable[[], Awaitable[Result]]) -> Result:
