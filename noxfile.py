@@ -82,6 +82,14 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session
+def apis(session: nox.Session) -> None:
+    """The manuals of examples/apis against simulated peers, which enforce times; such as ``nox -s apis -- -k okx``."""
+    session.install(".[sign]", *group("test"))
+    # Most of the time they wait.
+    session.run("pytest", "-n", "6", *session.posargs, "tests/apis")
+
+
+@nox.session
 def endpoints(session: nox.Session) -> None:
     """The manuals of examples/endpoints against the servers they were written for, which are installed here."""
     session.install(".", *group("test"))
