@@ -25,6 +25,7 @@ from .errors import (
 if TYPE_CHECKING:
     from ._client.client import AnyioUtcpClient, open_client
     from ._client.repository import AnyioToolRepository
+    from ._connections.statistics import Statistics
     from ._net.settings import NetworkSettings, configure
     from ._server.server import ToolServer
     from ._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
@@ -35,6 +36,7 @@ __all__ = [
     "AnyioUtcpClient",
     "MissingArgumentError",
     "NetworkSettings",
+    "Statistics",
     "ToolServer",
     "WebSocketAuthError",
     "WebSocketCallTemplate",
@@ -58,6 +60,7 @@ _MODULES = {
     "AnyioUtcpClient": "_client.client",
     "NetworkSettings": "_net.settings",
     "configure": "_net.settings",
+    "Statistics": "_connections.statistics",
     "ToolServer": "_server.server",
     "WebSocketCallTemplate": "_templates.call_template",
     "WebSocketCallTemplateSerializer": "_templates.call_template",

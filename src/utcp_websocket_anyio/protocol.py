@@ -1,23 +1,36 @@
-"""The UTCP communication protocol: its five methods, and where its background tasks live.
+"""The UTCP communication protocol: the methods by which a client registers manuals and calls tools.
 
-A protocol object is *entered* (``async with``, on both backends) or, on asyncio only, *hosted*: the stock `UtcpClient`
-never enters the protocols it creates and calls them from many tasks, so the first use starts one host task that enters
-in its place. Either way there is one task group per object, and the pool in it.
+A call goes through this module like this: the template is compiled (once, see `_templates`), the event loop's own pool
+is found (`_connections.hosts` says how that comes about), arguments that are missing get the defaults of the tool's
+input schema, everything that the arguments decide is prepared (`_calls.request`), and an exchange runs it
+(`_calls.exchange`).
+
+This is also the boundary to the caller. What may come out of a method is this package's errors, `ValueError` for a
+template, manual or argument that is wrong, `RuntimeError` for use in the wrong place, and cancellation. Anything else
+is a fault of ours, of a library or of another plugin, and its text may quote what it was given, credentials included:
+it comes out as a `WebSocketError` that names its type, with nothing behind it.
+
+Several event loops in several threads may use one object. They share:
+
+- the hosts of the event loops, guarded by a lock (`_connections.hosts`);
+- the access tokens (`_net.auth`, whose cache guards itself);
+- the compiled templates, which never change, and whose caches guard themselves;
+- the inputs of registered tools, `_inputs`: a dictionary whose entries are only ever replaced as a whole, by single
+  operations that CPython does at once, so a reader finds the tools of the one registration or the other;
+- the counters, of which each event loop has its own; `statistics` adds them up.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
+import logging
 import ssl
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.lowlevel
-import sniffio
+from anyio.abc import TaskGroup
+from pydantic import ValidationError
 from utcp.data.call_template import CallTemplate
 from utcp.data.register_manual_response import RegisterManualResult
 from utcp.data.tool import Tool
@@ -25,11 +38,15 @@ from utcp.interfaces.communication_protocol import CommunicationProtocol
 
 from ._calls.discovery import discover
 from ._calls.exchange import Exchange
-from ._calls.request import prepare
+from ._calls.request import Request, prepare
 from ._calls.streams import ResponseStream
+from ._connections.bulkhead import internal_error, log_internal_error
 from ._connections.connector import Connector
+from ._connections.hosts import Entered, Hosts, Runtime
 from ._connections.pool import Pool
 from ._connections.statistics import Counters, Statistics
+from ._net.auth import TokenCache
+from ._net.security import display_url
 from ._net.settings import NetworkSettings
 from ._net.transport import Network
 from ._templates.call_template import WebSocketCallTemplate
@@ -42,6 +59,8 @@ if TYPE_CHECKING:
 
 __all__ = ["WebSocketCommunicationProtocol"]
 
+_log = logging.getLogger(__name__)
+
 
 class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, CommunicationProtocol):
     """Calls tools at WebSocket endpoints, on asyncio and on trio.
@@ -51,12 +70,15 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         async with WebSocketCommunicationProtocol() as protocol:
             result = await protocol.call_tool(None, "manual.tool", {"x": 1}, call_template)
 
-    Every background task belongs to that block; leaving it closes every connection. On asyncio it also works without
-    being entered, as the stock `UtcpClient` uses it: the first use starts a host task, `close` ends it.
+    Every background task belongs to that block; leaving it closes every connection, and the object belongs to the
+    block's event loop.
 
-    All methods raise this package's errors, `ValueError` for arguments that cannot be put into the template, and
-    cancellation; never an exception group. Cancelling a method ends its call at once, gives up its connection unless
-    that is shared, and disturbs no other call.
+    On asyncio it also works without being entered, as the stock `UtcpClient` uses it, from any number of event loops
+    and threads. Each event loop has connections of its own, which are closed when it ends; `close` closes them all.
+
+    All methods raise this package's errors, `ValueError` for arguments that cannot be put into the template,
+    `RuntimeError` for use in the wrong event loop or after `close`, and cancellation; never an exception group.
+    Cancelling a method ends the call immediately. Its connection is closed unless shared; other calls are unaffected.
 
     Args:
         ssl_context: For every TLS connection, used as it is; None: made of the network settings.
@@ -67,133 +89,46 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
     """
 
     def __init__(self, *, ssl_context: ssl.SSLContext | None = None, network: NetworkSettings | None = None) -> None:
-        self._counters = Counters()
-        self._connector = Connector(Network(network, ssl_context), self._counters)
-        self._pool: Pool | None = None
-        self._token: object = None
-        self._thread: int | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed = False
-        self._host: asyncio.Task[None] | None = None
-        self._hosted: anyio.Event | None = None
-        self._dismissed: anyio.Event | None = None
         self._inputs: dict[str, dict[str, Tool]] = {}
+        self._opening = _Opening(Network(network, ssl_context))
+        self._home: Entered | Hosts = Hosts(self._opening)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "unused" if self._pool is None else repr(self._pool)
-        return f"<WebSocketCommunicationProtocol {state}>"
+        return f"<WebSocketCommunicationProtocol {self._home!r}>"
+
+    def __del__(self) -> None:
+        home = getattr(self, "_home", None)
+        if isinstance(home, Hosts):
+            home.dismiss()
 
     def _reach_through(self, network: NetworkSettings) -> None:
         """Use these settings from now on; for a client whose protocol objects are made by UTCP's factories."""
-        self._connector.network = Network(network)
-
-    # Where the tasks live
+        self._opening.network = Network(network)
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[WebSocketCommunicationProtocol, None]:
-        if self._closed or self._token is not None:
-            raise RuntimeError("a WebSocketCommunicationProtocol is entered once; create another one")
-        self._settle_here(anyio.lowlevel.current_token())
-        async with self._running():
+        if isinstance(self._home, Entered) or self._home.is_closed or self._home.was_used:
+            raise RuntimeError("WebSocketCommunicationProtocol cannot be entered twice, or after use; create a new one")
+        self._home = entered = Entered(self._opening)
+        async with entered.block():
             yield self
 
-    @asynccontextmanager
-    async def _running(self) -> AsyncIterator[None]:
-        """The one task group of this object, with the pool in it."""
-        failure: BaseException | None = None
-        async with anyio.create_task_group() as task_group:
-            self._pool = pool = Pool(task_group, self._connector.connect, self._counters)
-            task_group.start_soon(pool.deadlines.run)
-            try:
-                yield
-                self._closed = True
-                await pool.aclose()
-            except BaseException as error:  # noqa: ASYNC103, BLE001 - raised again below
-                # Raised inside the task group it would come out as an exception group.
-                failure = error
-                self._closed = True
-                await pool.abort()  # noqa: ASYNC102 - shields and bounds itself
-            task_group.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-
-    def _settle_here(self, token: object) -> None:
-        self._token = token
-        self._thread = threading.get_ident()
-        if sniffio.current_async_library() == "asyncio":
-            self._loop = asyncio.get_running_loop()
-
-    def _is_here(self) -> bool:
-        """Whether this is the event loop that the object belongs to."""
-        # Comparing tokens takes ten times as long, at every call.
-        if self._loop is None:
-            # It was entered, and trio runs one event loop in a thread.
-            return threading.get_ident() == self._thread
-        try:
-            return asyncio.get_running_loop() is self._loop
-        except RuntimeError:
-            return False
-
-    async def _running_pool(self) -> Pool:
-        """The pool, hosted if nobody entered this object."""
-        if self._closed:
-            raise RuntimeError("this WebSocketCommunicationProtocol is closed; create another one")
-        token = anyio.lowlevel.current_token()
-        if self._token is None:
-            if sniffio.current_async_library() != "asyncio":
-                raise RuntimeError(
-                    "on trio a WebSocketCommunicationProtocol has to be entered: use it with 'async with', or let"
-                    " open_client() do so"
-                )
-            self._settle_here(token)
-            self._hosted = anyio.Event()
-            # Not in the caller's context, whose variables should not live as long as the connections do.
-            self._host = contextvars.Context().run(asyncio.get_running_loop().create_task, self._be_hosted())
-        if token != self._token:
-            raise RuntimeError("a WebSocketCommunicationProtocol belongs to the event loop in which it was first used")
-        if self._pool is None:
-            assert self._hosted is not None
-            await self._hosted.wait()
-        assert self._pool is not None
-        return self._pool
-
-    async def _be_hosted(self) -> None:
-        """The host task. `asyncio.run` cancels it when nobody called `close`."""
-        assert self._hosted is not None
-        async with self._running():
-            self._dismissed = anyio.Event()
-            self._hosted.set()
-            await self._dismissed.wait()
-
     async def close(self) -> None:
-        """Close every connection and fail every call that still runs; the object cannot be used again.
+        """Close every connection and fail every call that still runs, in all event loops. The object stays closed.
 
-        It may be called from any task and any number of times; each call returns when every connection is closed.
-        Cancelling it cancels only the wait.
+        It may be called from any task of any event loop, any number of times; each call returns when every connection
+        is closed. Those of an event loop that is stopped are closed when it goes on, or is closed itself. Cancelling it
+        cancels only the wait.
+
+        Raises:
+            RuntimeError: The object was entered in another event loop, or another thread that runs an event loop is
+                blocked.
         """
-        self._closed = True
-        if self._pool is None and self._host is None:
-            return
-        if not self._is_here():
-            if self._host is not None and self._host.done():
-                return
-            raise RuntimeError("close() has to be called in the event loop in which the protocol was used")
-        if self._host is None:
-            assert self._pool is not None
-            await self._pool.aclose()
-            return
-        if self._dismissed is None:
-            assert self._hosted is not None
-            await self._hosted.wait()
-        assert self._dismissed is not None
-        self._dismissed.set()
-        await asyncio.wait([self._host])
+        await self._home.close()
 
     def statistics(self) -> Statistics:
-        """What this object has and has done so far."""
-        if self._pool is None:
-            return Statistics(calls=self._counters.calls, errors=self._counters.errors)
-        return self._pool.statistics()
+        """The figures of this object, added up over all event loops. It may be called from any thread."""
+        return self._home.statistics()
 
     # UTCP's interface
 
@@ -206,31 +141,47 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
 
         Raises:
             WebSocketError: The manual could not be fetched.
-            ValueError: What came is no valid manual, or the template is none of a WebSocket.
+            ValueError: The response is not a valid manual, or the template is not a WebSocket call template.
         """
-        template = _websocket(manual_call_template)
+        try:
+            return await self._register(_websocket(manual_call_template))
+        except Exception as error:
+            strange = _in_place_of(error)
+            if strange is None:
+                raise
+        raise strange
 
+    async def _register(self, template: WebSocketCallTemplate) -> RegisterManualResult:
         async def ask(plan: Plan) -> Any:
-            pool = await self._running_pool()
+            runtime = await self._home.runtime()
             request = prepare(plan, "", {}, manual=template.name)
-            return await Exchange(request, pool=pool, streaming=False).collect()
+            return await Exchange(request, pool=runtime.pool, streaming=False).collect()
 
         try:
-            manual = await discover(template, ask, network=self._connector.network)
+            manual = await discover(template, ask, network=self._opening.network)
         except BaseException:
-            if self._pool is not None:
-                self._pool.give_up(template.name)
+            runtime = self._home.runtime_here()
+            if runtime is not None:
+                runtime.pool.give_up(template.name)
             raise
         self._inputs[template.name] = {tool.name: tool for tool in manual.tools}
-        return RegisterManualResult(manual_call_template=manual_call_template, manual=manual, success=True)
+        return RegisterManualResult(manual_call_template=template, manual=manual, success=True)
 
     async def deregister_manual(self, caller: UtcpClient | None, manual_call_template: CallTemplate) -> None:
-        """Close the connections of a manual and of its tools, and fail their calls. Unknown manuals are fine."""
-        template = _websocket(manual_call_template)
-        self._inputs.pop(template.name, None)
-        if self._pool is not None and not self._closed:
-            pool = await self._running_pool()
-            await pool.deregister(template.name)
+        """Close a manual's connections, in all event loops, and fail its calls in progress.
+
+        Does nothing if the manual is unknown. It waits until the connections of the event loop that it runs in are
+        closed.
+        """
+        try:
+            name = _websocket(manual_call_template).name
+            self._inputs.pop(name, None)
+            return await self._home.deregister(name)
+        except Exception as error:
+            strange = _in_place_of(error)
+            if strange is None:
+                raise
+        raise strange
 
     async def call_tool(
         self,
@@ -248,19 +199,24 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
             tool_call_template: How the tool is called.
 
         Returns:
-            The response as the template says; a list where it asks for another number than one, None where for none.
+            The response as the template says; a list if more than one response is expected, None if none is.
 
         Raises:
             MissingArgumentError: The template needs arguments that are not given and have no default.
             ValueError: An argument cannot be put into the template.
             WebSocketError: Any other failure.
         """
+        runtime = self._home.runtime_here()
         try:
-            exchange = await self._exchange_for(caller, tool_name, tool_args, tool_call_template, streaming=False)
-            return await exchange.collect()
-        except WebSocketError as error:
-            self._counters.failed(error)
-            raise
+            if runtime is None:
+                runtime = await self._home.runtime()
+            request = await self._request(runtime, caller, tool_name, tool_args, tool_call_template)
+            return await Exchange(request, pool=runtime.pool, streaming=False).collect()
+        except Exception as error:
+            strange = _in_place_of(error, runtime)
+            if strange is None:
+                raise
+        raise strange
 
     def call_tool_streaming(  # type: ignore[override]
         self,
@@ -274,50 +230,47 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         Leaving the iteration early (``break``, ``aclose()``, garbage collection, cancellation) gives up the connection
         at once, unless it is shared.
         """
+        runtime: Runtime | None = None
 
         async def start() -> Exchange:
-            return await self._exchange_for(caller, tool_name, tool_args, tool_call_template, streaming=True)
+            nonlocal runtime
+            runtime = self._home.runtime_here() or await self._home.runtime()
+            request = await self._request(runtime, caller, tool_name, tool_args, tool_call_template)
+            return Exchange(request, pool=runtime.pool, streaming=True)
 
-        return ResponseStream(start, self._counters.failed)
+        def in_place_of(error: Exception) -> WebSocketError | None:
+            return _in_place_of(error, runtime)
 
-    async def _exchange_for(
+        return ResponseStream(start, in_place_of)
+
+    async def _request(
         self,
+        runtime: Runtime,
         caller: UtcpClient | None,
         tool_name: str,
         tool_args: Mapping[str, Any],
         tool_call_template: CallTemplate,
-        *,
-        streaming: bool,
-    ) -> Exchange:
+    ) -> Request:
         template = _websocket(tool_call_template)
-        plan = template.plan
-        self._counters.calls += 1
-        pool = self._pool
-        if pool is None or self._closed or not self._is_here():
-            pool = await self._running_pool()
+        plan = _plan(template)
+        runtime.counters.calls += 1
+        manual, name = self._split(tool_name, template)
+        missing = plan.arguments - tool_args.keys()
+        if missing:
+            tool = await self._known_tool(caller, tool_name)
+            tool_args = _with_defaults(tool, tool_args, missing, template)
+        return prepare(plan, name, tool_args, manual=manual)
+
+    def _split(self, tool_name: str, template: WebSocketCallTemplate) -> tuple[str, str]:
+        """The names of the manual and of the tool in it."""
         manual, dot, name = tool_name.partition(".")
         if not dot:
-            manual, name = template.name, tool_name
-        try:
-            request = prepare(plan, name, tool_args, manual=manual)
-        except MissingArgumentError as error:
-            missing = error.names
-        else:
-            return Exchange(request, pool=pool, streaming=streaming)
-        tool_args = await self._with_defaults(caller, tool_name, tool_args, missing)
-        return Exchange(prepare(plan, name, tool_args, manual=manual), pool=pool, streaming=streaming)
-
-    async def _with_defaults(
-        self, caller: UtcpClient | None, tool_name: str, tool_args: Mapping[str, Any], missing: tuple[str, ...]
-    ) -> Mapping[str, Any]:
-        """The arguments with the missing ones at the default of the tool's input schema."""
-        tool = await self._known_tool(caller, tool_name)
-        schemas = (tool.inputs.properties or {}) if tool is not None else {}
-        defaults = {name: schemas[name].default for name in missing if _has_default(schemas, name)}
-        unknown = set(missing) - defaults.keys()
-        if unknown:
-            raise MissingArgumentError(unknown)
-        return {**defaults, **tool_args}
+            return template.name, tool_name
+        tools = self._inputs.get(manual)
+        if tools is not None and tool_name in tools and name not in tools:
+            # A client leaves a name as it is that begins with the manual's by itself.
+            return manual, tool_name
+        return manual, name
 
     async def _known_tool(self, caller: UtcpClient | None, tool_name: str) -> Tool | None:
         manual, _, name = tool_name.partition(".")
@@ -328,6 +281,19 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         return tool
 
 
+class _Opening:
+    """What an object opens in each event loop that uses it. Not the object itself, which hosts must not keep alive."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self._tokens = TokenCache()
+
+    def __call__(self, task_group: TaskGroup) -> Runtime:
+        counters = Counters()
+        connector = Connector(self.network, counters, self._tokens)
+        return Runtime(Pool(task_group, connector.connect, counters), counters)
+
+
 def _websocket(template: CallTemplate) -> WebSocketCallTemplate:
     if not isinstance(template, WebSocketCallTemplate):
         raise ValueError(
@@ -336,5 +302,51 @@ def _websocket(template: CallTemplate) -> WebSocketCallTemplate:
     return template
 
 
-def _has_default(schemas: Mapping[str, Any], name: str) -> bool:
-    return name in schemas and "default" in schemas[name].model_fields_set
+def _plan(template: WebSocketCallTemplate) -> Plan:
+    """What the template is compiled to.
+
+    Raises:
+        ValueError: It was changed into an invalid one.
+    """
+    try:
+        return template.plan
+    except ValidationError as error:
+        detail = error.errors(include_input=False)[0]
+        reason = f"{'.'.join(map(str, detail['loc'][:1]))}: {detail['msg'].removeprefix('Value error, ')}"
+    raise ValueError(f"the call template was changed and is not valid any more: {reason}")
+
+
+def _with_defaults(
+    tool: Tool | None, tool_args: Mapping[str, Any], missing: Iterable[str], template: WebSocketCallTemplate
+) -> Mapping[str, Any]:
+    """The arguments with the missing ones at the default of the tool's input schema."""
+    schemas = (tool.inputs.properties or {}) if tool is not None else {}
+    defaults = {
+        name: schemas[name].default
+        for name in missing
+        if name in schemas and "default" in schemas[name].model_fields_set
+    }
+    unknown = set(missing) - defaults.keys()
+    if unknown:
+        raise MissingArgumentError(unknown, endpoint=display_url(template.url))
+    return {**defaults, **tool_args}
+
+
+def _in_place_of(error: Exception, runtime: Runtime | None = None) -> WebSocketError | None:
+    """What is raised in the place of an error that a caller must not see; None if it is one of ours.
+
+    It must be raised where `error` is no longer being handled, as it would be its context otherwise.
+
+    Args:
+        runtime: Where the error is counted.
+    """
+    strange: WebSocketError | None = None
+    # Of the built-in classes only what is raised as such: the text of a UnicodeEncodeError or a JSONDecodeError quotes
+    # what could not be read, and a RecursionError is no misuse.
+    if not isinstance(error, WebSocketError) and type(error) not in (ValueError, RuntimeError):
+        log_internal_error(_log, error, "serving a call")
+        strange = internal_error(error, endpoint=None)
+    failure = strange or error
+    if runtime is not None and isinstance(failure, WebSocketError):
+        runtime.counters.failed(failure)
+    return strange

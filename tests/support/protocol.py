@@ -10,6 +10,7 @@ import anyio
 
 from support.peers import Peer
 from utcp_websocket_anyio import WebSocketCallTemplate, WebSocketCommunicationProtocol
+from utcp_websocket_anyio._connections.hosts import Entered
 from utcp_websocket_anyio._connections.pool import Pool
 
 
@@ -18,8 +19,11 @@ def template(url: str, **fields: Any) -> WebSocketCallTemplate:
 
 
 def pool_of(protocol: WebSocketCommunicationProtocol) -> Pool:
-    assert protocol._pool is not None
-    return protocol._pool
+    """The pool of the running event loop; after an entered object was left, its last one."""
+    home = protocol._home
+    runtime = home._runtime if isinstance(home, Entered) else home.runtime_here()
+    assert runtime is not None
+    return runtime.pool
 
 
 async def until_idle(protocol: WebSocketCommunicationProtocol, connections: int, *, every: float = 0.001) -> None:

@@ -192,34 +192,6 @@ async def test_an_error_is_no_group_and_leaves_the_host_alive() -> None:
             await until_closed(protocol)
 
 
-async def test_a_second_event_loop_is_refused_clearly() -> None:
-    protocol = WebSocketCommunicationProtocol()
-    with anyio.fail_after(10):
-        async with echo_server() as url:
-
-            async def use() -> Any:
-                return await protocol.call_tool(None, "manual.t", {}, template(url, message="x"))
-
-            assert await use() == "x"
-            for misuse in (use, protocol.close):
-                with pytest.raises(RuntimeError, match="event loop in which"):
-                    await asyncio.to_thread(asyncio.run, misuse())
-
-
-def test_after_its_event_loop_it_is_closed() -> None:
-    protocol = WebSocketCommunicationProtocol()
-
-    async def use() -> Any:
-        with anyio.fail_after(10):
-            async with echo_server() as url:
-                return await protocol.call_tool(None, "manual.t", {}, template(url, message="x"))
-
-    assert asyncio.run(use()) == "x"
-    with pytest.raises(RuntimeError, match="closed"):
-        asyncio.run(use())
-    asyncio.run(protocol.close())
-
-
 def test_on_trio_an_object_that_was_not_entered_says_what_to_do() -> None:
     async def use() -> None:
         protocol = WebSocketCommunicationProtocol()

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..errors import WebSocketError
 from .exchange import Exchange
 from .iteration import Iteration
 from .responses import END
@@ -26,14 +25,16 @@ class ResponseStream(Iteration):
 
     Args:
         start: Prepares the exchange, at the first step.
-        failed: Told of the error that ends the stream.
+        in_place_of: Told of the error that ends the stream; what it returns is raised instead, with nothing behind it.
     """
 
     def __init__(
-        self, start: Callable[[], Awaitable[Exchange]], failed: Callable[[WebSocketError], None] = lambda error: None
+        self,
+        start: Callable[[], Awaitable[Exchange]],
+        in_place_of: Callable[[Exception], Exception | None] = lambda error: None,
     ) -> None:
         self._start: Callable[[], Awaitable[Exchange]] | None = start
-        self._failed = failed
+        self._in_place_of = in_place_of
         self._exchange: Exchange | None = None
         self._ready: deque[Any] | None = None
         self._running = False
@@ -46,20 +47,24 @@ class ResponseStream(Iteration):
             raise RuntimeError("anext(): the stream is already being read by another task")
         self._running = True
         response: Any = END
+        strange: Exception | None = None
         try:
             if self._exchange is not None:
                 response = await self._exchange.next()
                 self._ready = self._exchange.take_nowait()
             elif self._start is not None:
                 response = await self._first()
-        except WebSocketError as error:
-            self._failed(error)
-            raise
+        except Exception as error:
+            strange = self._in_place_of(error)
+            if strange is None:
+                raise
         finally:
             self._running = False
             # END is also what an error or a cancellation leaves behind.
             if response is END:
                 self._finish()
+        if strange is not None:
+            raise strange
         if response is END:
             raise StopAsyncIteration
         return response

@@ -34,12 +34,13 @@ class Connector:
     Args:
         network: The way to endpoints and token endpoints.
         counters: Where further attempts are counted.
+        tokens: The access tokens, which the event loops of one protocol object share; None: a cache of its own.
     """
 
-    def __init__(self, network: Network, counters: Counters) -> None:
+    def __init__(self, network: Network, counters: Counters, tokens: TokenCache | None = None) -> None:
         self.network = network
         self._counters = counters
-        self._tokens = TokenCache()
+        self._tokens = tokens or TokenCache()
 
     async def connect(self, endpoint: Endpoint, plan: Plan) -> Connection:
         """Open a connection within `plan.connection_timeout` seconds, login included.

@@ -123,16 +123,17 @@ class Pool:
         self.deadlines = Deadlines()
 
     def __repr__(self) -> str:
-        sites = self._sites.values()
+        sites = list(self._sites.values())
         connections = sum(len(site.connections) for site in sites)
         idle = sum(len(site.idle) for site in sites)
         waiting = sum(len(site.waiters) for site in sites)
         return f"<Pool [Connections: {connections} open, {idle} idle | Calls: {waiting} waiting]>"
 
     def statistics(self) -> Statistics:
-        """The pool's part of the statistics, and what was counted so far."""
-        sites = self._sites.values()
-        connections = [connection for site in sites for connection in site.connections]
+        """The pool's part of the statistics, and what was counted so far. It may be called from any thread."""
+        # A copy is made in one step, which no other thread's change can interrupt.
+        sites = list(self._sites.values())
+        connections = [connection for site in sites for connection in list(site.connections)]
         states = Counter(connection.state for connection in connections)
         return Statistics(
             opening=sum(len(site.opening) for site in sites),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..errors import WebSocketError
 
-__all__ = ["Counters", "Statistics"]
+__all__ = ["Counters", "Statistics", "total"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,19 @@ class Statistics:
     reconnects: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+
+
+def total(parts: Iterable[Statistics]) -> Statistics:
+    """The sum of statistics, figure by figure."""
+    sums: dict[str, Any] = {}
+    for part in parts:
+        for figure in fields(Statistics):
+            value = getattr(part, figure.name)
+            if isinstance(value, Mapping):
+                sums[figure.name] = MappingProxyType(Counter(sums.get(figure.name, {})) + Counter(value))
+            else:
+                sums[figure.name] = sums.get(figure.name, 0) + value
+    return Statistics(**sums)
 
 
 class Counters:
