@@ -90,9 +90,9 @@ async def test_an_event_for_all_reaches_who_listens(server: NodeServer) -> None:
 async def test_a_stream_of_events_ends_at_the_event_named_for_it(server: NodeServer) -> None:
     with anyio.fail_after(20):
         async with tools_of(server) as tools:
-            stream = tools.stream("run_steps", event="count", data=1000, answer="number", end="counted")
+            stream = tools.stream("converse", event="count", data=1000, answer="number", end="counted")
             assert [n async for n in stream] == list(range(1, 1001))
-            numbers = await tools.call("run_steps", event="count", data=3, answer="number", end="counted")
+            numbers = await tools.call("converse", event="count", data=3, answer="number", end="counted")
             assert numbers == [1, 2, 3]
 
 
