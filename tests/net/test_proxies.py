@@ -15,6 +15,7 @@ from support.http_peer import answering, serve_http
 from support.proxy import observed_network, run_proxy
 
 from utcp_websocket_anyio import NetworkSettings, WebSocketConnectionError, configure
+from utcp_websocket_anyio._net import transport
 from utcp_websocket_anyio._net.http import request
 from utcp_websocket_anyio._net.proxies import Proxy, proxy_of_environment
 from utcp_websocket_anyio._net.security import check_http_url, check_websocket_url
@@ -94,12 +95,11 @@ async def test_socks5_resolves_the_name_here_and_gives_the_proxy_an_address(
 ) -> None:
     lookups: list[Any] = []
 
-    async def look_up(host: str, port: int, **options: Any) -> Any:
+    async def look_up(host: str, port: int) -> Any:
         lookups.append(host)
-        v6 = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0))
-        return [v6, (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+        return [(socket.AF_INET6, ("::1", port, 0, 0)), (socket.AF_INET, ("127.0.0.1", port))]
 
-    monkeypatch.setattr(anyio, "getaddrinfo", look_up)
+    monkeypatch.setattr(transport, "resolve", look_up)
     async with serve_http(answering({"ok": 1}), ssl_context=server_tls) as server:
         port = int(server.url.rpartition(":")[2])
         async with run_proxy("socks5") as proxy:
@@ -179,8 +179,8 @@ async def test_errors_of_tls_say_with_whom(trusting: bool, server_tls: ssl.SSLCo
         async with run_proxy("https", hosts={NAME: port}, ssl_context=server_tls if trusting else other) as proxy:
             with pytest.raises(WebSocketConnectionError, match="TLS: the certificate is not trusted") as caught:
                 await get(f"https://{NAME}/", NetworkSettings(proxy=proxy.url(), ca_file=ca_file))
-    leg = "behind" if trusting else "with"
-    assert f"failed {leg} the proxy https://127.0.0.1:{proxy.port}: TLS" in str(caught.value)
+    leg = "the test request failed behind" if trusting else "the test request failed:"
+    assert f"{leg} the proxy https://127.0.0.1:{proxy.port}: TLS" in str(caught.value)
     assert not caught.value.transient
 
 

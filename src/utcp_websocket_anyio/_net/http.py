@@ -1,6 +1,6 @@
 """The one HTTP client of this package: for OAuth2 tokens, manuals, and ``http`` steps.
 
-httpx builds the request; the connection is opened as those of the wire are (`transport.open_stream`), so that proxies,
+httpx builds the request; the connection is opened as those of the wire are (`transport.open_socket`), so that proxies,
 certificates and Unix sockets are the user's; and h11, on which httpx's own transport stands, speaks HTTP/1.1 over it.
 That transport itself breaks what this package promises: it sets ALPN on the user's TLS context, leaves a socket open
 when it is cancelled in a TLS handshake, decompresses without limit, and writes URLs and headers into its own log.
@@ -20,14 +20,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import anyio
-
 from ..errors import WebSocketConnectionError, WebSocketError, WebSocketProtocolError, mapped
 from .security import add_query, check_header, check_http_url, display_url, is_text
-from .transport import Network, close_now, connection_failure, open_stream
+from .sockets import ByteStream, SocketStream, TLSSession, TLSStream
+from .transport import Network, connection_failure, open_socket
 
 if TYPE_CHECKING:
-    import anyio.abc
     import httpx
 
 __all__ = ["Answer", "reason_of", "request"]
@@ -39,7 +37,6 @@ MAX_SIZE = 16 * 2**20
 
 _MAX_HEAD = 64 * 1024
 _MAX_REASON = 500
-_CHUNK = 64 * 1024
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 Pairs = Iterable[tuple[str, str]]
@@ -124,14 +121,23 @@ async def request(
         target = add_query(url, query)
         prepared = _prepared(method, target, headers=headers, json=json, form=form, body=body)
     route = network.route("http", address, endpoint)
-    stream = await open_stream(route, network, endpoint, what=what)
+    begin = f"the {what} failed"
+    opened = await open_socket(route, network, endpoint, what=begin)
+    if route.proxy is not None:
+        begin = f"{begin} behind the proxy {route.proxy.display}"
     failure: WebSocketError
     try:
+        stream: ByteStream = SocketStream(opened.socket)
+        if opened.proxy_session is not None:
+            stream = TLSStream(stream, opened.proxy_session)
+        if address.secure:
+            stream = secured = TLSStream(stream, TLSSession(network.tls, address.server_name))
+            await secured.handshake()
         answer = await _exchange(stream, prepared, max_size)
     except _Unusable as error:
         failure = error.as_error(what, endpoint)
-    except (OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
-        failure = connection_failure(error, endpoint, what=f"the {what} failed")
+    except OSError as error:
+        failure = connection_failure(error, endpoint, what=begin)
     else:
         _log.debug("%s: %s answered with status %d", what, display_url(url), answer.status)
         if not 300 <= answer.status < 400:
@@ -140,7 +146,7 @@ async def request(
             f"the {what} was answered with a redirect, which is not followed", endpoint=endpoint, status=answer.status
         )
     finally:
-        await close_now(stream)  # noqa: ASYNC102 - shields itself, and waits for nothing
+        opened.socket.close()
     # Raised here, nothing of the libraries is behind it: their errors hold the request.
     raise failure
 
@@ -242,7 +248,7 @@ class _NoHttp(_Unusable):
         return WebSocketConnectionError(f"the {what} failed: {self}", endpoint=endpoint, transient=True)
 
 
-async def _exchange(stream: anyio.abc.ByteStream, prepared: httpx.Request, max_size: int) -> Answer:
+async def _exchange(stream: ByteStream, prepared: httpx.Request, max_size: int) -> Answer:
     """Send a request and read its answer, up to the limit."""
     import h11  # comes with httpx
 
@@ -256,7 +262,7 @@ async def _exchange(stream: anyio.abc.ByteStream, prepared: httpx.Request, max_s
         protocol.send(event) or b"" for event in (head, h11.Data(data=prepared.content), h11.EndOfMessage())
     )
     # A server may answer, and close, before it has read a long body. Its answer says more than the loss.
-    with suppress(anyio.BrokenResourceError, OSError):
+    with suppress(OSError):
         await stream.send(data)
     body = _Body("identity", max_size)
     answer: h11.Response | None = None
@@ -275,11 +281,7 @@ async def _exchange(stream: anyio.abc.ByteStream, prepared: httpx.Request, max_s
             elif isinstance(event, h11.ConnectionClosed):
                 raise _NoHttp("the connection was closed before an answer came")
             elif event is h11.NEED_DATA:
-                try:
-                    received = await stream.receive(_CHUNK)
-                except anyio.EndOfStream:
-                    received = b""
-                protocol.receive_data(received)
+                protocol.receive_data(await stream.receive())
     except h11.RemoteProtocolError:
         raise _NoHttp("the connection was lost, or the answer is not valid HTTP") from None
     assert answer is not None

@@ -7,11 +7,10 @@ last gate in front of them all:
 - *through a proxy*, where the settings or the environment name one and the host is not loopback;
 - *directly*.
 
-Where a proxy is named there is no other way: if it fails, the connection fails. How bytes move is not decided here. The
-engines of the wire open sockets in their own manner, and `open_stream` does so for HTTP requests; both ask for the
-route, and both hand what they opened to a proxy to `open_tunnel`. It speaks python-socks' protocols over any `Duplex`:
-python-socks is given a stream that is open already, and neither resolves names nor opens sockets. With ``socks5h`` and
-HTTP proxies the host's name goes to the proxy and is never looked up here.
+Where a proxy is named there is no other way: if it fails, the connection fails. `open_socket` goes that way, for the
+wire and for HTTP requests alike. With a proxy it speaks python-socks' protocols, over a stream of this package's own:
+python-socks neither resolves names nor opens sockets. With ``socks5h`` and HTTP proxies the host's name goes to the
+proxy and is never looked up here.
 
 The legs of a connection fail with different texts: *the proxy cannot be reached*, *TLS with the proxy*, *the proxy did
 not connect*, and behind it the same as without a proxy.
@@ -27,19 +26,17 @@ import socket
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import anyio
-import anyio.abc
-from anyio.streams.tls import TLSStream
+from typing import Any
 
 from ..errors import WebSocketConnectionError, WebSocketSecurityError
 from .hosts import is_literal_loopback, is_local, plain_host
 from .proxies import ENVIRONMENT, Proxy, proxy_of_environment
+from .resolver import resolve
 from .security import Address
 from .settings import NetworkSettings, current_settings
+from .sockets import ByteStream, SocketStream, TLSSession, TLSStream, open_tcp, open_unix
 
-__all__ = ["Duplex", "Network", "Route", "connection_failure", "default_context", "open_stream", "open_tunnel"]
+__all__ = ["Network", "Opened", "Route", "connection_failure", "default_context", "open_socket", "open_tunnel"]
 
 _HUNG_UP = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 """Not TLS failed, but what is below it."""
@@ -156,22 +153,15 @@ def default_context() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-class Duplex(Protocol):
-    """A stream of bytes in both directions, whichever event loop carries it."""
-
-    async def send(self, data: bytes, /) -> None:
-        """Send all of it."""
-
-    async def receive(self, max_bytes: int, /) -> bytes:
-        """What comes next; nothing at the end."""
-
-
-async def open_tunnel(stream: Duplex, proxy: Proxy, address: Address, endpoint: str) -> None:
+async def open_tunnel(
+    stream: ByteStream, proxy: Proxy, address: Address, endpoint: str, *, what: str = "cannot connect"
+) -> None:
     """Have a proxy connect to an address; afterwards the stream leads there.
 
     Args:
         stream: Connected to the proxy, through TLS where the proxy is asked for over it. It is not closed.
         endpoint: As errors show it.
+        what: How the text of an error begins.
 
     Raises:
         WebSocketConnectionError: The proxy did not connect, or what it says is not the proxy's protocol.
@@ -179,7 +169,6 @@ async def open_tunnel(stream: Duplex, proxy: Proxy, address: Address, endpoint: 
     import python_socks
     from python_socks.async_.anyio.v2 import Proxy as Client
 
-    where = f"cannot connect: the proxy {proxy.display}"
     host = address.server_name
     if not proxy.resolves_names:
         host = await _look_up(host, address.port, endpoint)
@@ -200,12 +189,14 @@ async def open_tunnel(stream: Duplex, proxy: Proxy, address: Address, endpoint: 
         return
     except python_socks.ProxyError as error:
         reason, transient = _refusal(proxy, error.error_code, ended=talk.ended)
-    except (OSError, ssl.SSLError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+    except OSError:
         reason, transient = "closed the connection", True
     except (ValueError, IndexError, TypeError):
         # What python-socks makes of an answer that is none; its texts quote it.
         reason, transient = _refusal(proxy, None, ended=talk.ended)
-    raise WebSocketConnectionError(f"{where} {reason}", endpoint=endpoint, transient=transient)
+    raise WebSocketConnectionError(
+        f"{what}: the proxy {proxy.display} {reason}", endpoint=endpoint, transient=transient
+    )
 
 
 def _refusal(proxy: Proxy, code: int | None, *, ended: bool) -> tuple[str, bool]:
@@ -242,7 +233,7 @@ class _ProxyTalk:
         ended: True if the proxy has closed.
     """
 
-    def __init__(self, stream: Duplex) -> None:
+    def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
         self._received = bytearray()
         self.ended = False
@@ -292,81 +283,70 @@ class _ProxyTalk:
 async def _look_up(host: str, port: int, endpoint: str) -> str:
     """An address of a host, for a proxy that takes addresses: of IPv4 if there is one, as not every proxy has IPv6."""
     try:
-        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
+        found = await resolve(host, port)
+    except OSError as error:
         failure = connection_failure(error, endpoint)
     else:
-        return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
+        return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[1][0])
     raise failure
 
 
-async def open_stream(route: Route, network: Network, endpoint: str, *, what: str) -> anyio.abc.ByteStream:
-    """Connect to an address, with TLS where that is due. Cancelling it leaves nothing open.
+@dataclass(slots=True)
+class Opened:
+    """A connection to an address, as far as everybody needs it.
+
+    Attributes:
+        socket: Connected and non-blocking.
+        proxy_session: All that goes over the socket goes through this TLS session with the proxy; None: nothing does.
+    """
+
+    socket: socket.socket
+    proxy_session: TLSSession | None = None
+
+
+async def open_socket(route: Route, network: Network, endpoint: str, *, what: str = "cannot connect") -> Opened:
+    """Connect to an address by the way that was decided on, without the TLS that the address itself may ask for.
+
+    Cancelling it leaves nothing open.
 
     Args:
         endpoint: As errors show it.
-        what: What the connection is for, for errors.
+        what: How the text of an error begins.
 
     Raises:
         WebSocketConnectionError: There is no connection.
     """
     address, proxy = route.address, route.proxy
-    opened: anyio.abc.ByteStream | None = None
-    begin = f"the {what} failed"
+    opened: socket.socket | None = None
+    session: TLSSession | None = None
+    begin = what
     failure: WebSocketConnectionError
     try:
         if route.unix_socket is not None:
-            opened = await anyio.connect_unix(route.unix_socket)
-        elif proxy is None:
-            opened = await anyio.connect_tcp(address.server_name, address.port)
-        else:
-            begin = f"the {what} failed: the proxy {proxy.display} cannot be reached"
-            opened = await anyio.connect_tcp(proxy.host, proxy.port)
-            stream: anyio.abc.ByteStream = opened
-            if proxy.scheme == "https":
-                begin = f"the {what} failed with the proxy {proxy.display}"
-                stream = opened = await _wrapped(opened, network.proxy_tls, proxy.host)
-            await open_tunnel(_AnyioDuplex(stream), proxy, address, endpoint)
-            begin = f"the {what} failed behind the proxy {proxy.display}"
-        if address.secure:
-            return await _wrapped(opened, network.tls, address.server_name)
-        return opened
+            return Opened(await open_unix(route.unix_socket))
+        if proxy is None:
+            return Opened(await open_tcp(address.host, address.port))
+        begin = f"{what}: the proxy {proxy.display} cannot be reached"
+        opened = await open_tcp(proxy.host, proxy.port)
+        stream: ByteStream = SocketStream(opened)
+        if proxy.scheme == "https":
+            begin = f"{what}: the proxy {proxy.display}"
+            session = TLSSession(network.proxy_tls, proxy.host)
+            stream = secured = TLSStream(stream, session)
+            await secured.handshake()
+        await open_tunnel(stream, proxy, address, endpoint, what=what)
+        return Opened(opened, session)
     except WebSocketConnectionError as error:
         failure = error
-    except (OSError, anyio.BrokenResourceError, anyio.EndOfStream, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         failure = connection_failure(error, endpoint, what=begin)
     except BaseException:
-        await close_now(opened)  # noqa: ASYNC102 - shields itself, and waits for nothing
+        if opened is not None:
+            opened.close()
         raise
-    await close_now(opened)
+    if opened is not None:
+        opened.close()
     raise failure
-
-
-async def close_now(stream: anyio.abc.ByteStream | None) -> None:
-    """Close a stream without a word to its other end. It waits for nothing, whether cancelled or not."""
-    while isinstance(stream, TLSStream):
-        stream = stream.transport_stream  # type: ignore[assignment]  # it was made of one of bytes
-    if stream is not None:
-        with anyio.CancelScope(shield=True):
-            await stream.aclose()
-
-
-async def _wrapped(stream: anyio.abc.ByteStream, context: ssl.SSLContext, host: str) -> anyio.abc.ByteStream:
-    return await TLSStream.wrap(stream, hostname=host, ssl_context=context, standard_compatible=False)
-
-
-class _AnyioDuplex:
-    def __init__(self, stream: anyio.abc.ByteStream) -> None:
-        self._stream = stream
-
-    async def send(self, data: bytes) -> None:
-        await self._stream.send(data)
-
-    async def receive(self, max_bytes: int) -> bytes:
-        try:
-            return await self._stream.receive(max_bytes)
-        except anyio.EndOfStream:
-            return b""
 
 
 def connection_failure(
