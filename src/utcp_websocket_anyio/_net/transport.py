@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import http
+import logging
 import math
 import os
 import socket
@@ -37,6 +38,8 @@ from .settings import NetworkSettings, current_settings
 from .sockets import ByteStream, SocketStream, TLSSession, TLSStream, open_tcp, open_unix
 
 __all__ = ["Network", "Opened", "Route", "connection_failure", "default_context", "open_socket", "open_tunnel"]
+
+_log = logging.getLogger(__name__)
 
 _HUNG_UP = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 """Not TLS failed, but what is below it."""
@@ -89,6 +92,8 @@ class Network:
                 " network settings"
             )
         self._ssl_context = ssl_context
+        if not set(self.settings.trusted_hosts) <= set(current_settings().trusted_hosts):
+            _log.warning("trusted_hosts count only if configure() was given them; those of other settings are ignored")
 
     def __repr__(self) -> str:
         return f"<Network {self.settings!r}>"
