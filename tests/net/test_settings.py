@@ -407,7 +407,7 @@ async def test_settings_of_a_client_win_over_those_of_the_process() -> None:
     own = NetworkSettings(max_idle_connections=6)
     async with open_client(network=own) as client, open_client() as other:
         protocols: list[Any] = [each._protocol_for("websocket") for each in (client, other)]
-    limits = [protocol._connector.network.settings.max_idle_connections for protocol in protocols]
+    limits = [protocol._opening.network.settings.max_idle_connections for protocol in protocols]
     assert limits == [6, 5]
 
 

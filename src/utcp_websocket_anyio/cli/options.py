@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from .failures import Failure
+from .network import network_options, reached_through, trust_option
 
 __all__ = ["Access", "Pairs", "access_options", "as_json_option", "backend_option"]
 
@@ -84,8 +85,6 @@ _ENDPOINT: tuple[Decorator, ...] = (
     ),
     backend_option,
 )
-# How this process reaches the network; each becomes a field of Access in `access_options`.
-_NETWORK: tuple[Decorator, ...] = ()
 
 
 def access_options(*, network: bool = True) -> Decorator:
@@ -95,8 +94,7 @@ def access_options(*, network: bool = True) -> Decorator:
         network: True if it connects.
     """
     options: list[Decorator] = [as_json_option, _VARIABLE]
-    if network:
-        options += [*_ENDPOINT, *_NETWORK]
+    options += [*network_options, *_ENDPOINT] if network else [trust_option]
 
     def decorate(function: CommandFunction) -> CommandFunction:
         @functools.wraps(function)
@@ -116,7 +114,8 @@ def access_options(*, network: bool = True) -> Decorator:
                 backend=backend,
                 timeout=timeout,
             )
-            return function(*arguments, access=access, **others)
+            with reached_through(others, _from_environment):
+                return function(*arguments, access=access, **others)
 
         wrapped: CommandFunction = command
         for option in options:
