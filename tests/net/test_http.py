@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import logging
 import socket
 import ssl
@@ -15,9 +16,9 @@ import anyio.abc
 import httpx
 import pytest
 import trustme
-from support.http_peer import Handler, HttpPeer, answering, serve_http, silent
+from support.http_peer import Handler, HttpPeer, HttpServer, answering, serve_http, silent
 
-from utcp_websocket_anyio._net.http import request
+from utcp_websocket_anyio._net.http import Answer, request
 from utcp_websocket_anyio._net.transport import Network, connection_failure
 from utcp_websocket_anyio.errors import (
     WebSocketConnectionError,
@@ -70,6 +71,172 @@ async def test_a_form_is_sent_urlencoded_with_the_given_headers() -> None:
     assert asked.headers["content-type"] == "application/x-www-form-urlencoded"
     assert asked.headers["authorization"] == "Basic x"
     assert asked.form == {"a": "1 &=", "b": ""}
+
+
+async def ask(server: HttpServer, method: str = "GET", path: str = "/", **options: Any) -> tuple[HttpPeer, Answer]:
+    """Make a request; what the server saw of it, and the answer."""
+    with anyio.fail_after(30):
+        answer = await request(method, f"{server.url}{path}", network=Network(), what="step 1 of prepare", **options)
+    return server.peers[-1], answer
+
+
+async def test_every_kind_of_body_is_sent_with_its_type() -> None:
+    form = "application/x-www-form-urlencoded"
+    async with serve_http(answering({})) as server:
+        for options, body, media_type in (
+            ({"json": {"a": [1, "é", None]}}, b'{"a": [1, "\\u00e9", null]}', "application/json"),
+            (
+                {"form": [("a", "1"), ("a", "2 &"), ("b", "é")]},
+                b"a=1&a=2+%26&b=%C3%A9",
+                "application/x-www-form-urlencoded",
+            ),
+            ({"body": "text é"}, "text é".encode(), None),
+            ({"body": b"\x00\xff"}, b"\x00\xff", None),
+            ({"body": ""}, b"", None),
+            ({"json": 0, "headers": [("content-type", "application/vnd.x+json")]}, b"0", "application/vnd.x+json"),
+            ({}, b"", None),
+        ):
+            for method in ("POST", "PUT", "PATCH", "DELETE"):
+                seen, _ = await ask(server, method, **options)
+                assert (seen.method, seen.body, seen.headers.get("content-type")) == (method, body, media_type)
+
+
+async def test_a_query_is_added_percent_encoded_and_what_is_there_stays_as_it_is() -> None:
+    async with serve_http(answering({})) as server:
+        for path, query, target in (
+            ("/a", [("q", "x y&=é"), ("q", "2"), ("", "")], "/a?q=x%20y%26%3D%C3%A9&q=2&="),
+            ("/a?sig=%2B+b&c", [("d", "1")], "/a?sig=%2B+b&c&d=1"),
+            ("/a?b=1", [], "/a?b=1"),
+            ("", [("a", "1")], "/?a=1"),
+        ):
+            seen, _ = await ask(server, path=path, query=query)
+            assert seen.target == target
+
+
+async def test_headers_are_sent_and_those_that_are_given_win() -> None:
+    async with serve_http(answering({})) as server:
+        seen, _ = await ask(server, headers=[("Accept", "text/plain"), ("X-A", "1"), ("ACCEPT-ENCODING", "br")])
+    assert seen.headers["accept"] == "text/plain"
+    assert seen.headers["x-a"] == "1"
+    assert seen.headers["accept-encoding"] == "gzip"
+    assert seen.headers["user-agent"] == "utcp-websocket-anyio"
+    assert seen.headers["host"] == server.url.removeprefix("http://")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"headers": [("X", f"{SECRET}\r\nY: 1")]}, "step 1 of prepare: the value of the header X contains a control"),
+        ({"headers": [("X Y", SECRET)]}, "step 1 of prepare: invalid header name 'X Y'"),
+        ({"headers": [("Host", "evil")]}, "step 1 of prepare: the header Host belongs to the handshake"),
+        ({"headers": [("Content-Length", "1")]}, "step 1 of prepare: the header Content-Length belongs"),
+        ({"query": [("a", f"{SECRET}\ud800")]}, "step 1 of prepare: a query parameter contains a lone surrogate"),
+        ({"form": {"a": f"{SECRET}\ud800"}}, "step 1 of prepare: a value contains a lone surrogate"),
+        ({"body": f"{SECRET}\ud800"}, "step 1 of prepare: a value contains a lone surrogate"),
+        ({"json": {"a": float("nan")}}, "step 1 of prepare: Out of range float"),
+        ({"query": [("a", "x" * 70_000)]}, "step 1 of prepare: the URL is too long"),
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_sent_is_refused_before_anything_is_connected(options: dict[str, Any], says: str) -> None:
+    async with serve_http(answering({})) as server:
+        with pytest.raises(ValueError) as caught:  # noqa: PT011 - its text is looked at
+            await ask(server, "POST", **options)
+        assert not server.connected.is_set()
+    assert str(caught.value).startswith(says)
+    assert SECRET not in str(caught.value)
+    assert list(chain(caught.value)) == [caught.value]
+
+
+@pytest.mark.parametrize("method", ["", "get", "CONNECT", "TRACE", f"GET /{SECRET}\r\n"])
+async def test_other_methods_are_refused(method: str) -> None:
+    async with serve_http(answering({})) as server:
+        with pytest.raises(ValueError, match="is not one of DELETE, GET, HEAD"):
+            await ask(server, method)
+        assert not server.connected.is_set()
+
+
+async def test_an_answer_has_status_headers_and_bytes() -> None:
+    headers = [("X-A", "1"), ("x-a", "2"), ("Set-Cookie", SECRET)]
+    async with serve_http(answering(b"\xff", 404, headers)) as server:
+        _, answer = await ask(server)
+    assert (answer.status, answer.body, answer.json()) == (404, b"\xff", None)
+    assert answer.header("X-A") == "1, 2"
+    assert answer.header("x-b") is None
+    assert SECRET not in repr(answer)
+
+
+async def test_answers_without_a_body_are_read() -> None:
+    async def no_content(peer: HttpPeer) -> None:
+        await peer.send_raw(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n")
+
+    async def head(peer: HttpPeer) -> None:
+        await peer.send_raw(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n")
+
+    async with serve_http(no_content) as server, serve_http(head) as other:
+        assert (await ask(server))[1].status == 204
+        assert (await ask(other, "HEAD"))[1].body == b""
+
+
+async def test_a_head_without_end_is_given_up() -> None:
+    async def pour(peer: HttpPeer) -> None:
+        await peer.send_raw(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            await peer.send_raw(b"X: " + b"x" * 10_000 + b"\r\n")
+
+    async with serve_http(pour) as server:
+        with pytest.raises(WebSocketConnectionError, match="not valid HTTP"):
+            await ask(server)
+
+
+async def test_a_refusal_that_comes_before_the_body_was_read_is_heard() -> None:
+    async def refuse(stream: anyio.abc.ByteStream) -> None:
+        async with stream:
+            await stream.receive(10)
+            await stream.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, refuse)
+        url = f"http://127.0.0.1:{listener.extra(anyio.abc.SocketAttribute.local_port)}/"
+        with anyio.fail_after(30):
+            try:
+                answer = await request("POST", url, network=Network(), what="test", body=b"x" * 5_000_000)
+            except WebSocketConnectionError as error:
+                # The reset may overtake the answer, which the system then throws away.
+                assert "reset" in str(error) or "closed" in str(error) or "lost" in str(error)
+            else:
+                assert answer.status == 413
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"error": "invalid_grant"}, "invalid_grant"),
+        ({"error": "invalid_grant", "error_description": "expired"}, "invalid_grant: expired"),
+        ({"error": {"message": "no such model", "code": 5}}, "no such model"),
+        ({"error": {"code": 5}}, "5"),
+        ({"message": "Forbidden"}, "Forbidden"),
+        ({"error": "Forbidden", "message": "Forbidden"}, "Forbidden"),
+        ({"detail": "Not authenticated"}, "Not authenticated"),
+        ({"error": True, "message": "no"}, "no"),
+        ({"error": ["x"]}, None),
+        ({}, None),
+        ([1], None),
+        (b"quota\r\nexceeded\x1b[2J", "quota exceeded\\x1b[2J"),
+        (b'"quoted"', "quoted"),
+        (b"<html><title>502</title>", None),
+        (b"\xff\xfe", None),
+        (b"   ", None),
+        (b"x" * 600, "x" * 500 + "…"),
+        (b"[" * 100_000, "[" * 500 + "…"),
+        (b"1" * 5000, "1" * 500 + "…"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_the_reason_of_a_refusal_is_found_where_servers_write_it(body: Any, reason: str | None) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    assert Answer(400, (), content).reason() == reason
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{", b"\xff", b"[" * 100_000])
