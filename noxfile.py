@@ -135,11 +135,11 @@ def tested(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The API reference; fails on a reference that leads nowhere, and on a public name without docstring."""
-    session.install(".", *group("docs"))
-    output = Path(session.create_tmp(), "reference")
+    """The documentation; fails on what leads nowhere or is left out: a public name, a field, a command."""
+    session.install(".[cli]", *group("docs"))
+    output = Path(session.create_tmp(), "html")
     session.run("sphinx-build", "-q", "-E", "-W", "--keep-going", "-b", "html", "docs", str(output))
-    session.log(f"the reference is at {output / 'index.html'}")
+    session.log(f"the documentation is at {output / 'index.html'}")
 
 
 @nox.session

@@ -1,13 +1,15 @@
-"""The API reference, from the docstrings: ``nox -s docs``.
+"""The documentation: ``nox -s docs``.
 
 It is built without network, so what belongs to other packages is named but not linked. Whatever else a public docstring
-or signature names must be there, every public name must be on the page, and every member must have a docstring.
+or signature names must be there, every public name must be on a page, and every member must have a docstring.
 """
 
 from __future__ import annotations
 
 import builtins
 import inspect
+import sys
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -16,18 +18,45 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
 import utcp_websocket_anyio
 from utcp_websocket_anyio import WebSocketCallTemplate
 
 project = "utcp-websocket-anyio"
-author = "the authors of utcp-websocket-anyio"
+author = "utcp-websocket-anyio contributors"
+copyright = f"2026, {author}"  # noqa: A001
 version = release = utcp_websocket_anyio.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "myst_parser",
+    "field_reference",
+    "command_reference",
+    "wire",
+]
 exclude_patterns = ["_build"]
 default_role = "py:obj"
+
+myst_enable_extensions = ["colon_fence", "deflist", "fieldlist", "smartquotes"]
+myst_heading_anchors = 3
+suppress_warnings = ["myst.header"]
+
 html_theme = "furo"
-html_title = f"{project} {version}"
+html_title = "utcp-websocket-anyio"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_show_sphinx = False
+html_copy_source = False
+html_theme_options = {
+    "navigation_with_keys": True,
+    "source_repository": "https://github.com/utcp-websocket-anyio/utcp-websocket-anyio/",
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
 
 autodoc_default_options = {"members": True, "show-inheritance": True, "member-order": "bysource"}
 autodoc_typehints_format = "short"
@@ -36,7 +65,7 @@ napoleon_numpy_docstring = False
 nitpicky = True
 _OTHERS = (
     "asyncio|collections|contextlib|os|pathlib|ssl|trio|types|typing|typing_extensions",
-    "anyio|pydantic|trio_websocket|utcp",
+    "anyio|pydantic|trio_websocket|utcp|websockets",
 )
 _IMPORTED = (
     "CallTemplate|ConfigDict|RegisterManualResult|UtcpClient|UtcpProtocolCloseError|UtcpSerializerValidationError"
@@ -47,28 +76,18 @@ nitpick_ignore_regex = [
     (r"py:.*", _IMPORTED),
     (r"py:.*", "|".join(name for name in dir(builtins) if not name.startswith("_"))),
     # Type aliases and variables are expanded where they are used.
-    (r"py:class", r"utcp_websocket_anyio\.(configuration\.Config|server\.Function)"),
+    (r"py:class", r"utcp_websocket_anyio\.(_client\.config\.Config|_server\.server\.Function)"),
 ]
 
-_NAME = "utcp_websocket_anyio.WebSocketCallTemplate"
+_TEMPLATE = "utcp_websocket_anyio.WebSocketCallTemplate"
 _log = logging.getLogger(__name__)
-
-
-def list_fields(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Give the call template's fields with the descriptions that they have in its schema."""
-    if name != _NAME:
-        return
-    for field, info in WebSocketCallTemplate.model_fields.items():
-        default = "" if info.is_required() else f" Default: ``{info.get_default(call_default_factory=True)!r}``."
-        description = (info.description or "As in UTCP").rstrip(".")
-        lines += ["", f".. py:attribute:: {field}", "", f"   {description}.{default}", ""]
 
 
 def shorten_signature(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, str | None] | None:
-    """The call template's has forty parameters, which are listed as its fields."""
-    return ("(**fields)", None) if name == _NAME else None
+    """The call template's has dozens of parameters, which are listed as its fields."""
+    return ("(**fields)", None) if name == _TEMPLATE else None
 
 
 def skip_member(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
@@ -85,25 +104,24 @@ def skip_member(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options
 def find_field(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement
 ) -> nodes.reference | None:
-    """A field of a call template is named without it, wherever it is named."""
+    """A docstring names a field of a call template as it names anything: `timeout` is on the page of the fields."""
     target = node["reftarget"]
-    if target not in WebSocketCallTemplate.model_fields:
+    if node.get("refdomain") != "py" or target not in WebSocketCallTemplate.model_fields:
         return None
-    domain = env.domains.python_domain
-    return domain.resolve_xref(env, node["refdoc"], app.builder, "attr", f"{_NAME}.{target}", node, contnode)
+    domain = env.domains.standard_domain
+    return domain.resolve_xref(env, node["refdoc"], app.builder, "field", target, node, contnode)
 
 
 def miss_names(app: Sphinx, env: BuildEnvironment) -> None:
-    """Every name that the package offers has to be on the page."""
+    """Every name that the package offers has to be on a page."""
     there = {name for name, *_ in env.domains.python_domain.get_objects()}
     for name in utcp_websocket_anyio.__all__:
-        if f"utcp_websocket_anyio.{name}" not in there:
+        if f"utcp_websocket_anyio.{name}" not in there and not name.startswith("__"):
             _log.warning("%s is not in the reference", name)
 
 
 def setup(app: Sphinx) -> None:
     """Connect the above."""
-    app.connect("autodoc-process-docstring", list_fields)
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("autodoc-skip-member", skip_member)
     app.connect("missing-reference", find_field)

@@ -1,8 +1,8 @@
 """A WebSocket server in a process of its own, so that a test under load measures the client alone.
 
 A call `{"id": …, "n": …, "of": N}` is answered when N of them are open, on whichever connections, the last one first.
-`{"report": true}` is answered with what the server sees. It ends when its standard input does, or with its first error: its
-connections end with it, so that no test waits for answers that nobody is left to give.
+`{"report": true}` is answered with what the server sees. It ends when its standard input does, or with its first
+error: its connections end with it, so that no test waits for answers that nobody is left to give.
 """
 
 from __future__ import annotations

@@ -49,6 +49,10 @@ class Peer:
         self.request = (await self._reader.receive_until(b"\r\n\r\n", 65536)).decode()
         return self.request
 
+    async def receive_exactly(self, count: int) -> bytes:
+        """So many bytes as they come, such as the body of a request."""
+        return await self._reader.receive_exactly(count) if count else b""
+
     def header(self, name: str) -> str | None:
         for line in self.request.split("\r\n")[1:]:
             key, _, value = line.partition(":")
