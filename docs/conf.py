@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 import utcp_websocket_anyio
 from utcp_websocket_anyio import WebSocketCallTemplate
+from utcp_websocket_anyio.cli.schema import call_template_schema, manual_schema
 
 project = "utcp-websocket-anyio"
 author = "utcp-websocket-anyio contributors"
@@ -79,7 +82,8 @@ nitpick_ignore_regex = [
     (r"py:class", r"utcp_websocket_anyio\.(_client\.config\.Config|_server\.server\.Function)"),
 ]
 
-_TEMPLATE = "utcp_websocket_anyio.WebSocketCallTemplate"
+_PACKAGE = "utcp_websocket_anyio"
+_TEMPLATE = f"{_PACKAGE}.WebSocketCallTemplate"
 _log = logging.getLogger(__name__)
 
 
@@ -101,15 +105,26 @@ def skip_member(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options
     return None
 
 
-def find_field(
+def find_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement
-) -> nodes.reference | None:
-    """A docstring names a field of a call template as it names anything: `timeout` is on the page of the fields."""
-    target = node["reftarget"]
-    if node.get("refdomain") != "py" or target not in WebSocketCallTemplate.model_fields:
+) -> nodes.Element | None:
+    """What a docstring or signature names: a field, a public name by its private module, a parameter.
+
+    A field of a call template is on a page of its own. A bare name in lower case is taken for a parameter; everything
+    else has to lead somewhere.
+    """
+    if node.get("refdomain") != "py":
         return None
-    domain = env.domains.standard_domain
-    return domain.resolve_xref(env, node["refdoc"], app.builder, "field", target, node, contnode)
+    target = node["reftarget"]
+    name = target.rpartition(".")[2]
+    if target in WebSocketCallTemplate.model_fields:
+        domain = env.domains.standard_domain
+        return domain.resolve_xref(env, node["refdoc"], app.builder, "field", target, node, contnode)
+    if name in utcp_websocket_anyio.__all__ and not target.startswith(f"{_PACKAGE}.{name}"):
+        node["reftarget"] = f"{_PACKAGE}.{name}"
+        python = env.domains.python_domain
+        return python.resolve_xref(env, node["refdoc"], app.builder, "obj", node["reftarget"], node, contnode)
+    return contnode if re.fullmatch("[a-z_]+", target) else None
 
 
 def miss_names(app: Sphinx, env: BuildEnvironment) -> None:
@@ -120,9 +135,19 @@ def miss_names(app: Sphinx, env: BuildEnvironment) -> None:
             _log.warning("%s is not in the reference", name)
 
 
+def publish_schemas(app: Sphinx, failure: Exception | None) -> None:
+    """Put the JSON Schemas where a manual's ``$schema`` can name them."""
+    if failure is None and app.builder.format == "html":
+        folder = Path(app.outdir, "schema")
+        folder.mkdir(exist_ok=True)
+        for name, make in {"manual": manual_schema, "call-template": call_template_schema}.items():
+            (folder / f"{name}.json").write_text(json.dumps(make(), indent=2), encoding="utf-8")
+
+
 def setup(app: Sphinx) -> None:
     """Connect the above."""
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("autodoc-skip-member", skip_member)
-    app.connect("missing-reference", find_field)
+    app.connect("missing-reference", find_name)
     app.connect("env-check-consistency", miss_names)
+    app.connect("build-finished", publish_schemas)

@@ -1,4 +1,4 @@
-"""The README's guide, done as it says: its files written, its commands given, its output seen."""
+"""The guide of the documentation, done as it says: its files written, its commands given, its output seen."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 from support.terminal import BACKENDS, ws
 
-from utcp_websocket_anyio.cli.failures import EXIT_CODES
 from utcp_websocket_anyio.cli.program import program
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-GUIDE = README.partition("## From an endpoint to a manual")[2].partition("### The command")[0]
+PAGE = (ROOT / "docs" / "start" / "manual.md").read_text(encoding="utf-8")
+GUIDE = PAGE.partition("## Listen")[2]
 BLOCKS = re.findall(r"```(json|console)\n(.*?)```", GUIDE, re.DOTALL)
 URL = "ws://127.0.0.1:8766"
 
@@ -61,9 +60,7 @@ def test_the_guide_works_as_written(shop: str, backend: str, tmp_path: Path, mon
     assert manual == json.loads((ROOT / "examples" / "shop.json").read_text(encoding="utf-8"))
 
 
-def test_the_readme_has_every_command_and_exit_code() -> None:
-    section = README.partition("### The command")[2].partition("\n## ")[0]
+def test_the_reference_has_every_command() -> None:
+    page = (ROOT / "docs" / "reference" / "command.md").read_text(encoding="utf-8")
     for name in program.commands:
-        assert f"`{name} " in section or f"`utcp-ws {name}`" in section
-    for code in EXIT_CODES:
-        assert re.search(rf"\b{code}\s", section.partition("Exit codes:")[2])
+        assert f"```{{command}} {name}\n" in page

@@ -67,7 +67,9 @@ class Conversation:
         for line in text.splitlines():
             kind, _, rest = line.partition(" ")
             if kind == "*" and rest.startswith("variables "):
-                self.variables.update(pair.split("=", 1) for pair in rest.split()[1:])
+                for pair in rest.split()[1:]:
+                    name, _, value = pair.partition("=")
+                    self.variables[name] = value
             elif kind in ("*", ">", "<"):
                 self._lines.append(Line(kind, rest))
             elif line.strip() and not line.startswith("#"):

@@ -2,8 +2,8 @@
 
 A page is read from top to bottom. A block of `json` with a `name` is a manual; one without is added to the manual
 before it. A block of `wire` is what is said at its endpoint (`support.conversation`), a block of `pycon` what is done
-with a `client` that knows the manual, on both event loops, or on the one that stands behind `pycon`. A block of `python` is a program, and a block of `text`
-behind it is what it prints.
+with a `client` that knows the manual, on both event loops, or on the one that is named behind `pycon`. A block of
+`python` is a program, and a block of `text` behind it is what it prints.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from support.conversation import Conversation
 from support.peers import peer, peer_in_memory
 
 import utcp_websocket_anyio
-from utcp_websocket_anyio import open_client
+from utcp_websocket_anyio import WebSocketCallTemplateSerializer, open_client
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -50,10 +50,14 @@ class Example:
     only: str = ""
 
 
+def fences(path: Path) -> list[tuple[str, str]]:
+    """Language and text of each block of code in a file."""
+    return [(found[2].strip(), found[3]) for found in FENCE.finditer(path.read_text(encoding="utf-8"))]
+
+
 def blocks(page: str) -> list[tuple[str, str]]:
-    """Language and text of each block of code."""
-    text = (DOCS / page).read_text(encoding="utf-8")
-    return [(found[2].strip(), found[3]) for found in FENCE.finditer(text)]
+    """Language and text of each block of code on a page."""
+    return fences(DOCS / page)
 
 
 def examples(page: str) -> list[Example]:
@@ -213,3 +217,23 @@ def test_what_is_public_is_what_the_documentation_imports() -> None:
         for names in re.findall(r"^\s*(?:>>> )?from utcp_websocket_anyio import ([\w, ]+)$", text, re.MULTILINE):
             for name in names.split(","):
                 assert hasattr(utcp_websocket_anyio, name.strip()), f"{page}: {name}"
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere_from_anywhere() -> None:
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    assert len(text.encode()) <= 5000
+    assert all(link.startswith("https://") for link in re.findall(r"\]\(([^)]+)\)", text))
+    assert [language for language, _ in fences(path)].count("sh") == 2, "how to run it, and how to test it"
+    (manual,) = [json.loads(source) for language, source in fences(path) if language == "json"]
+    assert WebSocketCallTemplateSerializer().validate_dict(manual).name == "shop"
+
+
+def test_what_is_linked_in_the_repository_is_there() -> None:
+    linked = re.compile(r"https://github\.com/utcp-websocket-anyio/utcp-websocket-anyio/(?:blob|tree)/main/([\w./-]+)")
+    for path in [ROOT / "README.md", *(DOCS / page for page in PAGES)]:
+        for name in linked.findall(path.read_text(encoding="utf-8")):
+            assert (ROOT / name.rstrip(".")).exists(), f"{path.name}: {name}"
+    pages = re.compile(r"https://utcp-websocket-anyio\.readthedocs\.io/en/stable/([\w./-]+)\.html")
+    for name in pages.findall((ROOT / "README.md").read_text(encoding="utf-8")):
+        assert (DOCS / f"{name}.md").exists()
