@@ -55,15 +55,23 @@ class WebSocketConnectionError(WebSocketError, ConnectionError):
 
     Attributes:
         status: The HTTP status with which the handshake was answered, if it was and if it was not 101.
-        transient: Whether trying again may help: the transport failed, or the server answered with a 5xx status.
+        transient: Whether trying again may help: the transport failed, or the server is busy (429, 502, 503, 504).
+        retry_after: The seconds that the server asked to wait before trying again, if it did.
     """
 
     def __init__(
-        self, message: str, *, endpoint: str | None = None, status: int | None = None, transient: bool = False
+        self,
+        message: str,
+        *,
+        endpoint: str | None = None,
+        status: int | None = None,
+        transient: bool = False,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message, endpoint=endpoint)
         self.status = status
         self.transient = transient
+        self.retry_after = retry_after
 
 
 class WebSocketAuthError(WebSocketConnectionError, PermissionError):

@@ -25,9 +25,12 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(
-    ("status", "attempts"), [("503 Busy", 3), ("500 Oops", 3), ("404 Not Found", 1), ("401 Unauthorized", 1)]
+    ("status", "attempts"),
+    [("503 Busy", 3), ("429 Too Many", 3), ("500 Oops", 1), ("501 No", 1), ("404 Not Found", 1), ("401 Who", 1)],
 )
-async def test_an_attempt_is_repeated_after_a_5xx_and_not_after_a_4xx(status: str, attempts: int) -> None:
+async def test_an_attempt_is_repeated_where_the_server_is_busy_and_not_after_other_answers(
+    status: str, attempts: int
+) -> None:
     made = 0
 
     async def script(peer: Peer) -> None:

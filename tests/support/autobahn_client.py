@@ -23,16 +23,15 @@ from urllib.parse import urlencode
 
 import anyio
 
-from utcp_websocket_anyio._wire import Target, Wire, _asyncio, open_wire
+from utcp_websocket_anyio._wire import Target, Wire, open_wire
 from utcp_websocket_anyio.errors import WebSocketError
 
 LONGEST_MESSAGE = 64 * 2**20
 GOOD = ("OK", "INFORMATIONAL")
 
 AGENTS: dict[str, tuple[str, Callable[[Target], Coroutine[Any, Any, Wire]], bool]] = {
-    "picows on asyncio": ("asyncio", open_wire, False),
-    "session on asyncio": ("asyncio", _asyncio.open_wire, True),
-    "session on trio": ("trio", open_wire, True),
+    "asyncio": ("asyncio", open_wire, True),
+    "trio": ("trio", open_wire, True),
 }
 """By name: backend, what opens a wire, and whether it can compress."""
 
@@ -41,15 +40,8 @@ _NOT_ECHOED = ("3.2", "3.3", "3.4", "4.1.3", "4.1.4", "4.1.5", "4.2.3", "4.2.4",
 # Text is checked when the message is complete.
 _NOT_FAILED_AT_ONCE = ("6.4.1", "6.4.2", "6.4.3", "6.4.4")
 _LENIENT = dict.fromkeys((*_NOT_ECHOED, *_NOT_FAILED_AT_ONCE), "NON-STRICT")
-# A close frame inside a fragmented message is answered with 1002.
-_SESSION = {**_LENIENT, "7.1.5": "FAILED"}
 
-DEVIATIONS = {
-    # A second close frame right behind the first is answered with 1002.
-    "picows on asyncio": {**_LENIENT, "7.1.2": "FAILED"},
-    "session on asyncio": _SESSION,
-    "session on trio": _SESSION,
-}
+DEVIATIONS = dict.fromkeys(AGENTS, _LENIENT)
 """The judgements that may differ from OK, by agent and case."""
 
 

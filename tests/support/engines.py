@@ -8,17 +8,12 @@ from typing import Any
 import pytest
 
 from support.backends import BACKENDS
-from utcp_websocket_anyio._wire import Target, Wire, _asyncio, open_wire
+from utcp_websocket_anyio._wire import Target, Wire, open_wire
 
 Opener = Callable[..., Coroutine[Any, Any, Wire]]
 
-# Every backend with the engine that a user gets, and asyncio with the one that it falls back to as well.
-ENGINES = [
-    pytest.param((backend.values[0], opener), id=f"{backend.id}-{name}")
-    for backend in BACKENDS
-    for name, opener in {"default": open_wire, "fallback": _asyncio.open_wire}.items()
-    if name == "default" or backend.id != "trio"
-]
+# Every backend with its engine.
+ENGINES = [pytest.param((backend.values[0], open_wire), id=backend.id) for backend in BACKENDS]
 
 
 @pytest.fixture(params=ENGINES)

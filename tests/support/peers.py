@@ -19,7 +19,6 @@ import anyio
 import anyio.abc
 import pytest
 import trio
-import trio.testing
 from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.tls import TLSListener
 from wsproto import ConnectionType, WSConnection
@@ -27,8 +26,8 @@ from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping
 from wsproto.extensions import PerMessageDeflate
 
 from utcp_websocket_anyio._connections import connector
-from utcp_websocket_anyio._wire import Interrupted, Target, Wire
-from utcp_websocket_anyio._wire._core import Session
+from utcp_websocket_anyio._net.transport import Opened
+from utcp_websocket_anyio._wire import Target, Wire
 from utcp_websocket_anyio._wire._trio import TrioWire
 
 TEXT, BINARY, CLOSE, PING, PONG, CONTINUATION = 0x1, 0x2, 0x8, 0x9, 0xA, 0x0
@@ -193,6 +192,8 @@ async def peer(
                 await connection.until_closed()
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.IncompleteRead):
                 pass
+            except ssl.SSLError:
+                pass  # an alert: what the client thinks of records that are none
 
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port, reuse_port=False)
     address = listener.extra(anyio.abc.SocketAttribute.local_port)
@@ -214,14 +215,17 @@ async def peer(
             await served.aclose()
 
 
-class _MemoryStream(anyio.abc.ByteStream):
-    """The server's end of a stream in memory, as anyio has its streams."""
+class _TrioStream(anyio.abc.ByteStream):
+    """A stream of trio's, as anyio has its streams."""
 
-    def __init__(self, stream: trio.StapledStream[Any, Any]) -> None:
+    def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        data = await self._stream.receive_some(max_bytes)
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        except trio.BrokenResourceError:
+            raise anyio.BrokenResourceError from None
         if not data:
             raise anyio.EndOfStream
         return bytes(data)
@@ -239,40 +243,14 @@ class _MemoryStream(anyio.abc.ByteStream):
         await self._stream.aclose()
 
 
-class _Interruptible(trio.abc.Stream):
-    """One end of a pair in memory, whose reader can be sent away."""
-
-    def __init__(self, stream: trio.StapledStream[Any, Any]) -> None:
-        self._stream = stream
-        self._scope = trio.CancelScope()
-
-    def interrupt(self) -> None:
-        self._scope.cancel()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        with trio.CancelScope() as self._scope:
-            data: bytes | bytearray = await self._stream.receive_some(max_bytes)
-            return data
-        raise Interrupted
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-
 @asynccontextmanager
 async def peer_in_memory(
     script: Callable[[Peer], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[str]:
-    """As `peer`, on trio and without sockets, so that a clock can jump; gives a URL at which only it can be found."""
+    """As `peer`, on trio and without a network, so that a clock can jump; gives a URL at which only it can be found."""
 
-    async def serve(stream: trio.StapledStream[Any, Any]) -> None:
-        connection = Peer(_MemoryStream(stream))
+    async def serve(stream: trio.SocketStream) -> None:
+        connection = Peer(_TrioStream(stream))
         try:
             await script(connection)
             await connection.until_closed()
@@ -284,19 +262,16 @@ async def peer_in_memory(
     async with trio.open_nursery() as nursery:
 
         async def open_wire(target: Target) -> Wire:
-            ours, theirs = trio.testing.memory_stream_pair()
-            nursery.start_soon(serve, theirs)
-
-            def abort() -> None:
-                ours.send_stream.close()
-                ours.receive_stream.close()
-
-            stream = _Interruptible(ours)
-            wire = TrioWire(stream, Session(target), target, abort=abort, interrupt=stream.interrupt)
+            # What is sent into a pair of sockets is there at once, so that the clock does not jump meanwhile.
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+            nursery.start_soon(serve, stream)
+            wire = TrioWire(target, Opened(ours))
             try:
                 await wire.handshake()
             except BaseException:
-                abort()
+                wire.abort()
                 raise
             return wire
 

@@ -250,7 +250,7 @@ ENDS_WITHOUT_CLOSE = """
 @pytest.mark.parametrize(
     "fields",
     ["{}", '{"compression": "deflate"}', '{"on_close": [{"send": "bye", "expect": "never"}]}'],
-    ids=["picows", "session", "farewell"],
+    ids=["plain", "compressed", "farewell"],
 )
 def test_asyncio_run_that_ends_without_close_leaves_nothing_and_says_nothing(end: str, fields: str) -> None:
     source = textwrap.dedent(ENDS_WITHOUT_CLOSE).format(end=end, fields=fields)

@@ -26,7 +26,7 @@ ROOMS = [
 
 EVENT_LOOPS = {"asyncio", "picows", "trio", "trio_websocket", "uvloop", "websockets"}
 MAY_IMPORT_THEM = {
-    "_wire": {"asyncio", "picows", "trio", "websockets"},
+    "_wire": {"asyncio", "trio", "websockets"},
     "_server": {"asyncio", "trio", "trio_websocket", "websockets"},
     "_connections.hosts": {"asyncio"},  # the host task of each event loop
 }

@@ -183,7 +183,7 @@ FLOODS = {
     "small messages": (frame(TEXT, b'{"event": "none of it asked for"}'), MIB // 2),
     "empty messages": (frame(TEXT, fin=False) + frame(CONTINUATION), 64 * KIB),
     "pings": (frame(PING, bytes(125)), 256 * KIB),
-    "pongs": (frame(PONG, bytes(125)), MIB),
+    "pongs": (frame(PONG, bytes(125)), 256 * KIB),
 }
 
 

@@ -74,38 +74,6 @@ async def test_pings_of_the_peer_are_answered_while_somebody_receives(connect: O
             await wire.close()
 
 
-async def test_a_ping_is_answered_by_the_pong_of_the_last_one_only(connect: Opener) -> None:
-    pinged = anyio.Event()
-    answer = anyio.Event()
-
-    async def script(peer: Peer) -> None:
-        await peer.handshake()
-        frames = [await peer.receive_frame(), await peer.receive_frame()]
-        assert [opcode for opcode, _ in frames] == [PING, PING]
-        await peer.send_frame(PONG, b"nobody asked")
-        await peer.send_frame(PONG, frames[0][1])
-        pinged.set()
-        await answer.wait()
-        for _ in range(2):
-            await peer.send_frame(PONG, frames[1][1])
-        await peer.send("that was all")
-
-    with anyio.fail_after(10):
-        async with peer(script) as url:
-            wire = await connect(url)
-            answered: list[str] = []
-            assert wire.ping_nowait(lambda: answered.append("first"))
-            assert wire.ping_nowait(lambda: answered.append("second"))
-            async with anyio.create_task_group() as task_group:
-                task_group.start_soon(wire.receive)
-                await pinged.wait()
-                await anyio.wait_all_tasks_blocked()
-                assert answered == []
-                answer.set()
-            assert answered == ["second"]
-            wire.abort()
-
-
 async def test_a_ping_waits_for_the_message_in_front_of_it(connect: Opener) -> None:
     reads = anyio.Event()
     long = b"x" * (16 * 2**20)
@@ -125,16 +93,22 @@ async def test_a_ping_waits_for_the_message_in_front_of_it(connect: Opener) -> N
         async with peer(script) as url:
             wire = await connect(url)
             answered = anyio.Event()
+
+            async def ping() -> None:
+                await wire.ping()
+                answered.set()
+
             async with anyio.create_task_group() as task_group:
                 task_group.start_soon(wire.send, long)
                 await anyio.wait_all_tasks_blocked()
-                if not wire.ping_nowait(answered.set):
-                    task_group.start_soon(wire.ping, answered.set)
+                task_group.start_soon(ping)
                 task_group.start_soon(wire.receive)
                 await anyio.wait_all_tasks_blocked()
                 assert not answered.is_set()
+                before = wire.progress
                 reads.set()
                 await answered.wait()
+                assert wire.progress - before > 2**20
                 task_group.cancel_scope.cancel()
             wire.abort()
 
@@ -230,18 +204,18 @@ async def test_what_nobody_receives_is_told_of_where_it_arrives_by_itself(connec
         async with peer(script) as url:
             wire = await connect(url)
             told: list[str] = []
-            if wire.notify(lambda: told.append("early")):
+            if wire.set_data_callback(lambda: told.append("early")):
                 more[0].set()
                 await told_of(1)
                 assert list(wire.take_nowait()) == ["news"]
-                assert wire.notify(None)
+                assert wire.set_data_callback(None)
                 more[1].set()
-                while not wire.pending():
+                while not wire.has_unread_data():
                     await anyio.sleep(0.01)
                 await anyio.sleep(0.05)
                 assert told == ["early"]
                 # What came meanwhile is told of, too.
-                assert wire.notify(lambda: told.append("late"))
+                assert wire.set_data_callback(lambda: told.append("late"))
                 await told_of(2)
                 more[2].set()
                 await told_of(3)
@@ -269,13 +243,11 @@ async def test_a_close_by_the_peer_is_told_at_once_with_code_and_reason(connect:
             with pytest.raises(WebSocketClosedError) as caught:
                 await wire.receive()
             assert (caught.value.code, caught.value.reason) == (4001, "enough")
-            assert wire.pending()
+            assert wire.has_unread_data()
             with pytest.raises(WebSocketClosedError):
                 await wire.send("too late")
             with pytest.raises(WebSocketClosedError):
-                await wire.ping(closed.set)
-            with pytest.raises(WebSocketClosedError):
-                wire.ping_nowait(closed.set)
+                await wire.ping()
             await closed.wait()
 
 
@@ -463,7 +435,7 @@ async def test_a_flood_that_nobody_reads_is_held_back(connect: Opener) -> None:
             wire.abort()
 
 
-async def test_pending_tells_of_messages_and_of_the_end(connect: Opener) -> None:
+async def test_unread_data_tells_of_messages_and_of_the_end(connect: Opener) -> None:
     go, end = anyio.Event(), anyio.Event()
 
     async def script(peer: Peer) -> None:
@@ -477,14 +449,14 @@ async def test_pending_tells_of_messages_and_of_the_end(connect: Opener) -> None
         async with peer(script) as url:
             wire = await connect(url)
             await anyio.wait_all_tasks_blocked()
-            assert not wire.pending()
+            assert not wire.has_unread_data()
             go.set()
-            while not wire.pending():
+            while not wire.has_unread_data():
                 await anyio.sleep(0.001)
             assert await wire.receive() == "there"
-            assert not wire.pending()
+            assert not wire.has_unread_data()
             end.set()
-            while not wire.pending():
+            while not wire.has_unread_data():
                 await anyio.sleep(0.001)
             with pytest.raises(WebSocketClosedError):
                 await wire.receive()
@@ -686,7 +658,7 @@ async def test_after_abort_everything_says_closed(connect: Opener) -> None:
             wire = await connect(url)
             wire.abort()
             wire.abort()
-            for operation in (wire.receive, lambda: wire.ping(lambda: None), lambda: wire.send("x")):
+            for operation in (wire.receive, wire.ping, lambda: wire.send("x")):
                 with pytest.raises(WebSocketError):
                     await operation()
             await wire.close()

@@ -9,7 +9,7 @@ from support.peers import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, frame
 from websockets.utils import accept_key
 
 from utcp_websocket_anyio._wire import Target
-from utcp_websocket_anyio._wire._core import Session
+from utcp_websocket_anyio._wire._core import ProtocolCore
 from utcp_websocket_anyio.errors import WebSocketProtocolError
 
 LIMIT = 1000
@@ -24,20 +24,30 @@ WHOLE: list[tuple[bytes, str | bytes]] = [
 ]
 
 
-def opened(**settings: Any) -> Session:
-    session = Session(Target("ws://127.0.0.1/", "ws://127.0.0.1/", max_message_size=LIMIT, **settings))
-    key = session.to_send().partition(b"Sec-WebSocket-Key: ")[2].partition(b"\r\n")[0].decode()
-    session.feed(
+def opened(**settings: Any) -> ProtocolCore:
+    core = ProtocolCore(Target("ws://127.0.0.1/", "ws://127.0.0.1/", max_message_size=LIMIT, **settings))
+    key = core.to_send().partition(b"Sec-WebSocket-Key: ")[2].partition(b"\r\n")[0].decode()
+    feed(
+        core,
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        + f"Sec-WebSocket-Accept: {accept_key(key)}\r\n\r\n".encode()
+        + f"Sec-WebSocket-Accept: {accept_key(key)}\r\n\r\n".encode(),
     )
-    assert session.is_open
-    return session
+    assert core.is_open
+    return core
 
 
-def feed(session: Session, *pieces: bytes) -> None:
-    for piece in filter(None, pieces):
-        session.feed(piece)
+def feed(core: ProtocolCore, *pieces: bytes) -> None:
+    """Give each piece to the core as a read of its own, or as several if it leaves no room for more."""
+    for piece in pieces:
+        position = 0
+        while position < len(piece):
+            buffer = core.get_buffer()
+            size = min(len(buffer), len(piece) - position)
+            buffer[:size] = piece[position : position + size]
+            core.received(size)
+            while core.has_leftover:
+                core.resume()
+            position += size
 
 
 def test_wherever_the_bytes_are_split_the_messages_are_the_same_and_a_part_of_one_is_known() -> None:
@@ -50,24 +60,23 @@ def test_wherever_the_bytes_are_split_the_messages_are_the_same_and_a_part_of_on
     last = max(ends) - len(WHOLE[-1][0])
     ends |= {last + ping, last + ping + pong}  # nothing of a message there
     for split in range(len(data) + 1):
-        session = opened()
-        feed(session, data[:split])
-        received = list(session.messages)
-        session.messages.clear()
-        assert session.is_amid_message is (split not in ends), split
-        feed(session, data[split:])
-        assert received + list(session.messages) == messages
-        assert session.pongs == [b"r"]
-        assert session.closed is None
+        core = opened()
+        feed(core, data[:split])
+        received = list(core.messages)
+        core.messages.clear()
+        assert core.is_amid_message is (split not in ends), split
+        feed(core, data[split:])
+        assert received + list(core.messages) == messages
+        assert core.closed is None
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
 def test_pieces_of_any_size_make_the_messages_that_were_sent(size: int) -> None:
     data = b"".join(sent for sent, _ in WHOLE)
-    session = opened()
-    feed(session, *(data[start : start + size] for start in range(0, len(data), size)))
-    assert list(session.messages) == [message for _, message in WHOLE]
-    assert not session._partial
+    core = opened()
+    feed(core, *(data[start : start + size] for start in range(0, len(data), size)))
+    assert list(core.messages) == [message for _, message in WHOLE]
+    assert core._assembly.size == 0
 
 
 VIOLATIONS = {
@@ -92,22 +101,22 @@ def test_wherever_the_bytes_are_split_a_violation_is_found_and_nothing_is_taken_
     broken, code = VIOLATIONS[what]
     data = frame(TEXT, b"before") + broken
     for split in range(len(data) + 1):
-        session = opened()
-        feed(session, data[:split], data[split:] + frame(TEXT, b"after"))
-        feed(session, frame(TEXT, b"long after"))
-        assert list(session.messages) == ["before"]
-        assert isinstance(session.closed, WebSocketProtocolError)
-        answer = session.to_send()
+        core = opened()
+        feed(core, data[:split], data[split:] + frame(TEXT, b"after"))
+        feed(core, frame(TEXT, b"long after"))
+        assert list(core.messages) == ["before"]
+        assert isinstance(core.closed, WebSocketProtocolError)
+        answer = core.to_send()
         assert answer[0] == 0x80 | CLOSE
         key, payload = answer[2:6], answer[6:8]
         assert bytes(a ^ b for a, b in zip(payload, key, strict=False)) == code.to_bytes(2, "big")
 
 
 def test_what_is_only_announced_takes_no_memory() -> None:
-    session = opened()
-    session.feed(b"\x82\x7e" + LIMIT.to_bytes(2, "big") + bytes(10))
-    assert len(session._partial) == 10
-    assert session.is_amid_message
+    core = opened()
+    feed(core, b"\x82\x7e" + LIMIT.to_bytes(2, "big") + bytes(10))
+    assert core._assembly.size == 10
+    assert core.is_amid_message
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536, 3 * 256 * 1024 + 1])

@@ -434,7 +434,7 @@ async def test_what_is_pushed_behind_an_answer_reaches_no_later_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # So that reading is paused in the middle of what is pushed.
-    monkeypatch.setattr("utcp_websocket_anyio._wire._asyncio._QUEUED_MESSAGES", 16)
+    monkeypatch.setattr("utcp_websocket_anyio._wire._asyncio._MAX_QUEUED_MESSAGES", 16)
     connections = 0
     pushed = anyio.Semaphore(0)
 

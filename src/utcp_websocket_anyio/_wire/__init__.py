@@ -1,23 +1,14 @@
-"""The wire: one open WebSocket, whichever event loop and library carry it.
+"""The wire: one open WebSocket, whichever event loop carries it.
 
-`Wire` is all that the layers above know of it. The engines behind it:
+`Wire` is all that the layers above know of it. There are two engines, `_asyncio` and `_trio`, which do nothing but
+move bytes between a socket and the protocol, each as its event loop does that best. The protocol itself has no I/O and
+is the same for both: `_core` (frames and messages), `_handshake` before it, and `_tls` below it.
 
-=========  ==========================================  ======================================================
-backend    engine                                      used for
-=========  ==========================================  ======================================================
-asyncio    `_picows`: picows' core                     everything but compression, where picows is installed
-asyncio    `_asyncio`: `_session` over a Protocol      compression; platforms without picows
-trio       `_trio`: `_session` over a trio stream      everything
-=========  ==========================================  ======================================================
-
-`_session` is the WebSocket protocol without I/O (the sans-I/O core of `websockets`), so that two of the three engines
-share every rule but how bytes move. This package is the only place that imports an event loop's library, and it maps
-what goes wrong to the package's errors, once.
+This package is the only place that imports an event loop's library, and it maps what goes wrong to the package's
+errors, once.
 """
 
 from __future__ import annotations
-
-import sys
 
 import sniffio
 
@@ -40,14 +31,6 @@ async def open_wire(target: Target) -> Wire:
         from . import _trio
 
         return await _trio.open_wire(target)
-    if not target.compression and sys.implementation.name == "cpython":
-        try:
-            from . import _picows
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] != "picows":
-                raise
-        else:
-            return await _picows.open_wire(target)
     from . import _asyncio
 
     return await _asyncio.open_wire(target)

@@ -1,252 +1,313 @@
-"""The engines for asyncio: what they share, and the one on `Session`.
+"""The engine for asyncio, on its transports. Its twin is `_trio`.
 
-On asyncio the transport pushes. A wire keeps what was pushed in a queue and has the transport pause when that is full,
-so memory is bounded, and nothing is lost between a call that was cancelled and the next.
+**Reading.** The transport pushes: it reads whenever something arrives, into `get_buffer`, and calls `buffer_updated`.
+So an idle connection answers pings and notices its end without a task, and messages wait in the core until they are
+received. `_regulate` is where reading stops and goes on. There are three cases:
+
+- Enough messages wait (`_MAX_QUEUED_MESSAGES`, `_MAX_QUEUED_BYTES`): reading pauses until all of them were taken, and
+  TCP holds the peer back.
+- The core has something left over, because a turn's budget did not suffice: reading pauses, and the core goes on in
+  the next turn.
+- Otherwise the transport reads.
+
+**Writing.** `send` gives a message to the transport, whole, and waits while the transport's buffer is full. So a
+message is never cut off by a cancellation. Answers to pings wait in the core while the buffer is full, where only the
+last ones are kept: a peer that sends pings and reads nothing would fill the memory with pongs otherwise.
+
+**The end** of the core, or of the transport, becomes `closed`, once, and wakes all that wait. They wait for one of
+four futures (`_arrival`, `_writable`, `_life`, `_gone`); before each wait, and after it, they look at the state.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
-import ssl
-from abc import abstractmethod
+import os
 from collections import deque
 from collections.abc import Callable
-from typing import cast
+from typing import Final, cast
 
 import anyio
 
-from .._net.security import split_address
-from .._net.transport import connection_failure
-from ..errors import WebSocketClosedError, WebSocketError
-from ._core import Session
-from ._happy_eyeballs import open_socket
-from ._interface import CLOSING_TIME, LARGEST_COMPRESSED_READ, Interrupted, Pings, Readable, Target, Wire, size_of
+from .._net.transport import Opened, connection_failure
+from ..errors import WebSocketError
+from ._engine import EngineWire, connect
+from ._handshake import REASON_TIME
+from ._interface import CLOSING_TIME, Interrupted, Target, Wire
 
-__all__ = ["PushedWire", "StreamWire", "open_wire"]
+__all__ = ["AsyncioWire", "open_wire"]
 
-_QUEUED_MESSAGES = 1024
-_QUEUED_BYTES = 256 * 1024
+_MAX_QUEUED_MESSAGES: Final = 1024
+_MAX_QUEUED_BYTES: Final = 256 * 1024
 
 
-class PushedWire(Wire):
-    """A wire whose messages are pushed into a queue."""
+async def open_wire(target: Target) -> Wire:
+    """As `utcp_websocket_anyio._wire.open_wire`."""
+    wire: AsyncioWire | None = None
+    failure: WebSocketError
+    try:
+        wire = AsyncioWire(target, await connect(target))
+        await wire.start()
+        await wire.handshake()
+        return wire
+    except WebSocketError as error:
+        failure = error
+    except OSError as error:
+        failure = connection_failure(error, target.endpoint)
+    except BaseException:
+        if wire is not None:
+            wire.abort()
+        raise
+    if wire is not None:
+        wire.abort()
+    raise failure
 
-    def __init__(self, target: Target) -> None:
-        self._endpoint = target.endpoint
+
+class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
+    """One WebSocket over an asyncio transport."""
+
+    def __init__(self, target: Target, opened: Opened) -> None:
+        super().__init__(target, opened)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._tls: ssl.SSLObject | None = None
-        self._readable: Readable | None = None
-        self._queue: deque[str | bytes] = deque()
-        self._queued = 0
-        self._paused = False
-        self._waits_for_room = True
-        self._turns = 0
-        self._arrival: asyncio.Future[None] | None = None
-        self._writable: asyncio.Future[None] | None = None
-        self._life: asyncio.Future[None] | None = None
-        self._bytes_read = 0
-        self._bytes_given = 0
-        self._told: Callable[[], None] | None = None
-        self._is_telling = False
-        self._pings = Pings()
-        self._owed_pong: bytes | None = None
-        self._gone: asyncio.Future[None] = self._loop.create_future()
+        self._bytes_given = 0  # to the transport
+        self._taken = 0  # the core's `delivered` when all messages had been taken
+        self._is_paused = False
+        self._is_resuming = False
+        self._is_closing = False
+        self._callback: Callable[[], None] | None = None
+        self._is_callback_scheduled = False
+        self._arrival: asyncio.Future[None] | None = None  # while a task is in `receive`: done when it should look
+        self._writable: asyncio.Future[None] | None = None  # while the transport's buffer is full
+        self._life: asyncio.Future[None] | None = None  # while a task is in `ping`: done when a byte has come
+        self._gone: asyncio.Future[None] = self._loop.create_future()  # done when the transport is
 
-    # What an engine adds
+    async def start(self) -> None:
+        """Hand the socket over to a transport."""
+        try:
+            await self._loop.create_connection(lambda: self, sock=self._socket)
+        except BaseException:
+            # uvloop closes the descriptor and not the object, which would later close what has that number then.
+            try:
+                os.fstat(self._socket.fileno())
+            except OSError:
+                self._socket.detach()
+            raise
 
-    @abstractmethod
-    def _send_message(self, data: str | bytes, fragment: int | None) -> None:
-        """Give a message to the transport, whole."""
+    async def handshake(self) -> None:
+        """Perform the opening handshake.
 
-    @abstractmethod
-    def _send_ping(self, payload: bytes) -> None:
-        """Give a ping to the transport."""
-
-    @abstractmethod
-    def _send_pong(self, answer: bytes) -> None:
-        """Give to the transport what `_pinged` was called with."""
-
-    @abstractmethod
-    def _send_close(self, code: int, reason: str) -> None:
-        """Give a close frame to the transport."""
-
-    @abstractmethod
-    def _is_amid_message(self) -> bool:
-        """Whether a part of a message was received, as far as the engine can tell."""
-
-    # What an engine calls
-
-    def _connected(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._tls = transport.get_extra_info("ssl_object")
-        self._readable = Readable(transport.get_extra_info("socket").fileno())
-
-    def _have_read(self, size: int) -> None:
-        self._bytes_read += size
-        self._wake(self._life)
-
-    def _pushed(self, message: str | bytes, size: int) -> None:
-        self._queue.append(message)
-        self._queued += size
-        self.bytes_received += size
-        if not self._paused and (len(self._queue) >= _QUEUED_MESSAGES or self._queued >= _QUEUED_BYTES):
-            self._paused = True
-            if self._tls is None:
-                self._pause()
-            else:
-                # Paused while it hands on what it has decrypted, TLS may keep the rest until more arrives.
-                self._loop.call_soon(self._pause)
-        if self._arrival is not None:
-            self._wake(self._arrival)
-        elif self._told is not None:
-            self._tell_soon()
-
-    def _pinged(self, answer: bytes) -> None:
-        """Answer a ping; while nothing can be written, only the last one (RFC 6455, section 5.5.3).
-
-        A peer that sends pings and reads nothing would fill the memory with pongs otherwise.
+        Raises:
+            WebSocketError: There will be no WebSocket.
         """
-        if self._writable is None:
-            self._send_pong(answer)
+        core = self._core
+        while not (core.is_open or core.closed or core.awaits_reason):
+            await self._wait_for_arrival()
+        if core.awaits_reason:
+            with anyio.move_on_after(REASON_TIME):
+                while core.closed is None:
+                    await self._wait_for_arrival()
+            self._layer.received_eof()
+        if not core.is_open:
+            assert core.closed is not None
+            raise core.closed
+        self.subprotocol = core.subprotocol
+
+    # What the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are none of asyncio's classes.
+        self._transport = cast("asyncio.Transport", transport)
+        if self.closed is None:
+            self._write_output()
         else:
-            self._owed_pong = answer
+            self._transport.abort()
 
-    def _ended(self, error: WebSocketError) -> None:
-        """There will be no further message. What is queued is still to be had."""
-        if self.closed is not None:
-            return
-        self.closed = error
-        self._wake(self._arrival)
-        self._wake(self._writable)
-        self._wake(self._life)
-        if self._told is not None:
-            self._tell_soon()
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._layer.get_buffer()
 
-    def _tell_soon(self) -> None:
-        # Not now: this may be in the middle of what a transport does.
-        if not self._is_telling:
-            self._is_telling = True
-            self._loop.call_soon(self._tell)
+    def buffer_updated(self, nbytes: int) -> None:
+        self._bytes_read += nbytes
+        self._layer.received(nbytes)
+        self._advance()
 
-    def _tell(self) -> None:
-        self._is_telling = False
-        if self._told is not None and (self._queue or self.closed is not None):
-            self._told()
+    def eof_received(self) -> bool:
+        self._layer.received_eof()
+        self._advance()
+        return False
 
-    def _disconnected(self) -> None:
-        self._ended(WebSocketClosedError("the connection was lost", endpoint=self._endpoint))
-        self._wake(self._gone)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lose(exc)
+        self._advance()
+        _wake(self._gone)
 
     def pause_writing(self) -> None:
         if self._writable is None:
             self._writable = self._loop.create_future()
 
     def resume_writing(self) -> None:
-        self._wake(self._writable)
-        self._writable = None
-        owed, self._owed_pong = self._owed_pong, None
-        if owed is not None and self.closed is None:
-            self._send_pong(owed)
+        writable, self._writable = self._writable, None
+        _wake(writable)
+        if not self._gone.done():
+            self._write_output()
+
+    # What follows from what has come
+
+    def _advance(self) -> None:
+        """Do what the core's new state asks for."""
+        core = self._core
+        self.bytes_received = core.delivered
+        if self._is_closing:
+            core.messages.clear()
+        if self._arrival is not None:
+            _wake(self._arrival)
+        elif self._callback is not None and core.messages and self.closed is None:
+            self._schedule_callback()
+        if self._life is not None:
+            _wake(self._life)
+        while self._answered:
+            self._answered.pop()()
+        if self._layer.has_output and (self._writable is None or core.closed is not None):
+            self._write_output()
+        if core.closed is not None:
+            self._end(core.closed)
+            if self._transport is not None:
+                self._transport.close()
+        else:
+            self._regulate()
+
+    def _regulate(self) -> None:
+        """Read on, go on with what is left over, or wait for the consumer: the three cases above."""
+        core = self._core
+        is_full = (
+            len(core.messages) >= _MAX_QUEUED_MESSAGES or core.delivered - self._taken >= _MAX_QUEUED_BYTES
+        ) and bool(core.messages)
+        if is_full or core.has_leftover:
+            if not self._is_paused and self._transport is not None:
+                self._is_paused = True
+                self._transport.pause_reading()
+            if not is_full and not self._is_resuming:
+                self._is_resuming = True
+                self._loop.call_soon(self._resume)
+        elif self._is_paused:
+            self._is_paused = False
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def _resume(self) -> None:
+        self._is_resuming = False
+        if self._core.has_leftover and self._core.closed is None:
+            self._layer.resume()
+            self._advance()
+
+    def _emptied(self) -> None:
+        """All messages were taken."""
+        self._taken = self._core.delivered
+        if self._is_paused and self._core.closed is None:
+            self._regulate()
+
+    def _write_output(self) -> None:
+        self._write(self._layer.to_send())
+
+    def _write(self, data: bytes) -> None:
+        if data and self._transport is not None and not self._transport.is_closing():
+            self._bytes_given += len(data)
+            self._transport.write(data)
+
+    def _end(self, error: WebSocketError) -> None:
+        if self.closed is not None:
+            return
+        self.closed = error
+        for waiting in (self._arrival, self._writable, self._life):
+            _wake(waiting)
+        if self._callback is not None:
+            self._schedule_callback()
 
     # Wire
-
-    def current_time(self) -> float:
-        return self._loop.time()
 
     @property
     def progress(self) -> int:
         unsent = 0 if self._transport is None else self._transport.get_write_buffer_size()
         return self._bytes_read + self._bytes_given - unsent
 
-    def has_unread_data(self) -> bool:
-        return self.pending()
-
-    def pending(self) -> bool:
-        if self._queue or self.closed is not None or self._turns or self._is_amid_message():
-            return True
-        return self._readable is not None and self._readable()
-
     async def send(self, data: str | bytes, fragment: int | None = None) -> None:
         self._check_open()
-        self._send_message(data, fragment)
-        size = size_of(data)
-        self.bytes_sent += size
-        self._bytes_given += size
-        while self._writable is not None and self.closed is None and self._waits_for_room:
-            await asyncio.shield(self._writable)
+        core, layer, transport = self._core, self._layer, self._transport
+        assert transport is not None
+        for piece in core.message(data, fragment):
+            sealed = layer.seal(piece)
+            self._bytes_given += len(sealed)
+            transport.write(sealed)
+        self.bytes_sent = core.sent
+        interrupts = self._interrupts
+        while (writable := self._writable) is not None and self._interrupts == interrupts:
+            self._check_open()
+            await asyncio.shield(writable)
 
     async def receive(self) -> str | bytes:
         if self._arrival is not None:
             raise anyio.BusyResourceError("receiving")
-        while not self._queue:
+        core, interrupts = self._core, self._interrupts
+        while not core.messages:
             self._check_open()
-            self._arrival = self._loop.create_future()
-            try:
-                await self._arrival
-            finally:
-                self._arrival = None
-        message = self._queue.popleft()
-        if not self._queue:
+            if self._interrupts != interrupts:
+                raise Interrupted
+            await self._wait_for_arrival()
+        message = core.messages.popleft()
+        if not core.messages:
             self._emptied()
         return message
 
-    def interrupt(self) -> None:
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_exception(Interrupted())
-        # What is in the transport is on its way, and what is still to be said is short.
-        self._waits_for_room = False
-        self._wake(self._writable)
+    async def _wait_for_arrival(self) -> None:
+        self._arrival = self._loop.create_future()
+        try:
+            await self._arrival
+        finally:
+            self._arrival = None
 
-    def notify(self, arrived: Callable[[], None] | None) -> bool:
-        self._told = arrived
-        if arrived is not None and (self._queue or self.closed is not None):
-            self._tell_soon()
-        return True
+    def interrupt(self) -> None:
+        self._interrupts += 1
+        _wake(self._arrival)
+        if self._writable is not None:
+            # What is in the transport is on its way, and who sends next waits for room again.
+            interrupted, self._writable = self._writable, self._loop.create_future()
+            _wake(interrupted)
 
     def take_nowait(self) -> deque[str | bytes]:
-        messages, self._queue = self._queue, deque()
+        messages = super().take_nowait()
         self._emptied()
         return messages
 
-    def _emptied(self) -> None:
-        self._queued = 0
-        if self._paused:
-            self._resume()
+    def set_data_callback(self, callback: Callable[[], None] | None) -> bool:
+        self._callback = callback
+        if callback is not None and (self._core.messages or self.closed is not None):
+            self._schedule_callback()
+        return True
 
-    def _resume(self) -> None:
-        self._paused = False
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
-            if self._tls is not None:
-                self._expect_more()
+    def _schedule_callback(self) -> None:
+        # Not now: this may be in the middle of what a transport does.
+        if not self._is_callback_scheduled:
+            self._is_callback_scheduled = True
+            self._loop.call_soon(self._run_callback)
 
-    def _pause(self) -> None:
-        if self._paused and self._transport is not None and self._transport.is_reading():
-            self._transport.pause_reading()
+    def _run_callback(self) -> None:
+        self._is_callback_scheduled = False
+        if self._callback is not None and (self._core.messages or self.closed is not None):
+            self._callback()
 
-    def _expect_more(self) -> None:
-        """A TLS transport hands on what it kept back in one of the next turns of the loop; until then it is pending."""
-        if not self._turns:
-            self._loop.call_soon(self._turn)
-        self._turns = 2
-
-    def _turn(self) -> None:
-        self._turns -= 1
-        if self._turns:
-            self._loop.call_soon(self._turn)
+    def current_time(self) -> float:
+        return self._loop.time()
 
     def ping_nowait(self, answered: Callable[[], None]) -> bool:
         self._check_open()
-        self._send_ping(self._pings.next(answered))
+        self._core.ping()
+        self._write_output()
+        self._answered.append(answered)
         return True
 
     async def ping(self, answered: Callable[[], None] | None = None) -> None:
-        if answered is not None:
-            self.ping_nowait(answered)
-            return
-        self.ping_nowait(lambda: None)
+        self._check_open()
+        self._core.ping()
+        self._write_output()
         if self._life is None or self._life.done():
             self._life = self._loop.create_future()
         await asyncio.shield(self._life)
@@ -257,137 +318,24 @@ class PushedWire(Wire):
             return
         try:
             if self.closed is None:
-                self._send_close(code, reason)
-                self._ended(
-                    WebSocketClosedError("closed by this side", code=code, reason=reason, endpoint=self._endpoint)
-                )
-            self._queue.clear()
-            if self._paused:
-                self._resume()
+                self._core.close(code, reason)
+                self._write_output()
+                self._end(self._closed_here(code, reason))
+            self._is_closing = True
+            self._core.messages.clear()
+            self._emptied()
             with anyio.move_on_after(CLOSING_TIME):
                 await asyncio.shield(self._gone)
         finally:
             self.abort()
 
     def abort(self) -> None:
-        self._ended(WebSocketClosedError("closed by this side", endpoint=self._endpoint))
+        self._end(self._closed_here())
+        self._core.lose()
         if self._transport is not None:
             self._transport.abort()
 
-    def _check_open(self) -> None:
-        if self.closed is not None:
-            raise copy.copy(self.closed)
 
-    @staticmethod
-    def _wake(waiting: asyncio.Future[None] | None) -> None:
-        if waiting is not None and not waiting.done():
-            waiting.set_result(None)
-
-
-class StreamWire(PushedWire, asyncio.BufferedProtocol):
-    """One WebSocket on `Session` over an asyncio transport."""
-
-    def __init__(self, target: Target) -> None:
-        super().__init__(target)
-        self._session = Session(target)
-        self._buffer = memoryview(bytearray(LARGEST_COMPRESSED_READ))  # asyncio's TLS fills slices of it
-        self.opened: asyncio.Future[None] = self._loop.create_future()
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the opening handshake was good, whatever came since."""
-        return self._session.is_open
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are none of asyncio's classes.
-        self._connected(cast("asyncio.Transport", transport))
-        self._write(self._session.to_send())
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._have_read(nbytes)
-        self._fed(bytes(self._buffer[:nbytes]))
-
-    def eof_received(self) -> bool:
-        self._fed(b"")
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._session.closed is None:
-            self._fed(b"")
-        self._disconnected()
-
-    def _fed(self, data: bytes) -> None:
-        session = self._session
-        session.feed(data)
-        while session.messages:
-            message = session.messages.popleft()
-            self._pushed(message, size_of(message))
-        for payload in session.pongs:
-            self._pings.ponged(payload)
-        session.pongs.clear()
-        answers = session.to_send()
-        if answers and session.closed is None and session.is_open:
-            self._pinged(answers)
-        else:
-            self._write(answers)
-        self.subprotocol = session.subprotocol
-        if not self.opened.done() and (session.is_open or session.closed is not None):
-            self.opened.set_result(None)
-        if session.closed is not None:
-            self._ended(session.closed)
-        if session.closed is not None or (self.closed is not None and session.close_received):
-            assert self._transport is not None
-            self._transport.close()
-
-    def _write(self, data: bytes) -> None:
-        if data and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
-
-    def _is_amid_message(self) -> bool:
-        # What the buffer has no room for stays with TLS.
-        return self._session.is_amid_message or (self._tls is not None and self._tls.pending() > 0)
-
-    def _send_message(self, data: str | bytes, fragment: int | None) -> None:
-        assert self._transport is not None
-        for piece in self._session.message(data, fragment):
-            self._transport.write(piece)
-
-    def _send_ping(self, payload: bytes) -> None:
-        assert self._transport is not None
-        self._transport.write(self._session.ping(payload))
-
-    def _send_pong(self, answer: bytes) -> None:
-        self._write(answer)
-
-    def _send_close(self, code: int, reason: str) -> None:
-        assert self._transport is not None
-        self._transport.write(self._session.close(code, reason))
-
-
-async def open_wire(target: Target) -> Wire:
-    """As `utcp_websocket_anyio.wire.open_wire`."""
-    address = split_address(target.url)
-    wire = StreamWire(target)
-    failure: WebSocketError
-    try:
-        await asyncio.get_running_loop().create_connection(
-            lambda: wire,
-            sock=await open_socket(address.host, address.port),
-            ssl=target.network.tls if address.secure else None,
-            server_hostname=address.host if address.secure else None,
-        )
-        await wire.opened
-        if wire.is_open:
-            return wire
-        assert wire.closed is not None
-        failure = wire.closed
-    except OSError as error:
-        failure = connection_failure(error, target.endpoint)
-    except BaseException:
-        wire.abort()
-        raise
-    wire.abort()
-    raise failure
+def _wake(waiting: asyncio.Future[None] | None) -> None:
+    if waiting is not None and not waiting.done():
+        waiting.set_result(None)

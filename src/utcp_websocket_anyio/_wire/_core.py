@@ -1,407 +1,581 @@
-"""A WebSocket client without I/O: bytes in, messages out, and the other way round.
+"""RFC 6455 on the client's side, without I/O: bytes in, messages out, and the other way round.
 
-The protocol itself is the sans-I/O core of `websockets`. What is added here is what a client needs around it: the
-handshake's answer is judged by its head alone (a refusal's body may never end), fragments become messages within a
-limit, and whatever ends the connection becomes the error that a caller is to see, in `closed`.
+**In.** An engine asks `get_buffer` where the next bytes should be read to, reads them, and calls `received`. Mostly
+that is the buffer which all connections of the loop share, and `received` takes frames out of it. While much of a long
+message is missing, it is the memory of that message itself.
+
+A frame is read in one of two ways. A message in one frame, all of which is in the buffer, is by far the most frequent
+one, and nothing can be wrong with it but its length and the text in it: `_take_frames` makes a message of it at once.
+Every other frame is begun, stored as far as it has come, continued by later reads, and ended. Its first byte says
+which way it goes:
+
+==========================  =====================================================================================
+first byte                  where it goes
+==========================  =====================================================================================
+0x81, 0x82                  text or binary in one frame: at once if it is complete and no message is in fragments;
+                            otherwise `_begin_frame` … `_end_frame`
+0x01, 0x02, 0x00, 0x80      fragments: joined in `_assembly`
+0x41, 0x42, 0xC1, 0xC2      compressed, if that was agreed on: the frame in `_assembly`, its content in `_inflated`
+0x88, 0x89, 0x8A            close, ping, pong: in `_control`, because they may come between the fragments of a message
+all others                  a violation
+==========================  =====================================================================================
+
+All that lies between two calls is in `_header` (the start of a frame whose length is not known yet), `_first` and
+`_missing` (the frame that was begun, and how much of it is to come), the three stores, and `_leftover`.
+
+**Budget.** A read may hold a hundred thousand empty frames, and one frame may inflate to a thousand times its size. So
+a turn of the loop takes a bounded number of frames, what is left goes into `_leftover`, and the engine calls `resume`
+in the next turn. A peer that sends nothing but control frames, by the thousand, is disconnected.
+
+**Out.** `message` gives the frames of a message; answers and what `ping` and `close` queue are fetched with `to_send`.
+
+**The end.** Whatever ends the connection becomes the error that a caller gets, once, in `closed`. After a violation or
+a close nothing more is taken in.
 """
 
 from __future__ import annotations
 
-import logging
-import platform
-import secrets
+import os
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator
-from http import HTTPStatus
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
-from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidHandshake, NegotiationError, PayloadTooBig
-from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
-from websockets.frames import Frame, Opcode
-from websockets.http11 import Response
-from websockets.protocol import State
-from websockets.uri import parse_uri
+from websockets.exceptions import PayloadTooBig, ProtocolError
+from websockets.frames import Close, Frame, Opcode
 
 try:
     from websockets.speedups import apply_mask
 except ImportError:
     from websockets.utils import apply_mask
 
-from .._version import __version__
-from ..errors import (
-    WebSocketAuthError,
-    WebSocketClosedError,
-    WebSocketConnectionError,
-    WebSocketError,
-    WebSocketProtocolError,
-)
+from .._net.transport import connection_failure
+from ..errors import WebSocketClosedError, WebSocketError, WebSocketProtocolError
+from ._buffers import READ_SIZE, Assembly, shared_buffers
+from ._handshake import Handshake, printable
 from ._interface import Target
 
-__all__ = ["Session", "refused", "user_agent"]
+if TYPE_CHECKING:
+    from websockets.extensions.permessage_deflate import PerMessageDeflate
 
-_LONGEST_HEAD = 64 * 1024
+__all__ = ["ProtocolCore"]
 
-# Frames (RFC 6455, section 5.2): the first byte of a message in one frame; what the second one says of the length.
-_WHOLE_TEXT, _WHOLE_BINARY = 0x81, 0x82
+# The parts of a frame's first two bytes (RFC 6455, section 5.2).
+_FINAL, _RSV1, _RSV2_RSV3, _OPCODE = 0x80, 0x40, 0x30, 0x0F
+_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+_WHOLE_TEXT, _WHOLE_BINARY = _FINAL | _TEXT, _FINAL | _BINARY
 _WHOLE_MESSAGE = (_WHOLE_TEXT, _WHOLE_BINARY)
-_PING, _PONG = 0x89, 0x8A
-_CONTINUATION = 0x00
-_FINAL = 0x80
 _MASKED = 0x80
-_LENGTH_BYTES = {126: 2, 127: 8}
+_LENGTH_IN_2_BYTES, _LENGTH_IN_8_BYTES = 126, 127
+_LONGEST_CONTROL = 125
 
-_PIECE = 256 * 1024  # of what is masked; a multiple of the mask's length
+_READ_STRAIGHT: Final = READ_SIZE // 2
+"""Bytes that have to be missing of a message for reading into its own memory to pay: one copy less, but a read more."""
 
-# Its records would show handshake headers and messages.
-_silent = logging.Logger("utcp_websocket_anyio.wire", level=logging.CRITICAL + 1)  # noqa: LOG001 - not in the tree
-_silent.disabled = True
+_BUDGET: Final = 2048
+"""Frames, or KiB inflated, that are taken in one turn of the loop: a few milliseconds."""
+
+_MAX_CONTROL_FRAMES: Final = 4096
+_FORGIVEN: Final = 64
+"""Control frames in a row that are too many, and how many of them each read forgives."""
+
+_MAX_PONGS: Final = 64
+"""Pongs that wait to be sent; of more pings only the last ones are answered (RFC 6455, section 5.5.3)."""
+
+_PIECE: Final = 256 * 1024
+"""Bytes that are masked at once; a multiple of the mask's length."""
+
+_LARGEST_SIZE: Final = 2**31
+"""The most that zlib is told to inflate to."""
+
+_EMPTY = memoryview(b"")
 
 
-class Session:
+class ProtocolCore:
     """One connection, from its handshake to its end.
+
+    Args:
+        buffer: What `get_buffer` gives; by default the read buffer of this thread.
 
     Attributes:
         messages: What was received and not taken yet.
-        pongs: Payloads of the pongs that were received and not taken yet.
+        delivered: Bytes of payload in all messages that ever were in `messages`.
         closed: Why there will be no further message; None before.
-        is_open: Whether the handshake is done.
+        sent: Bytes of payload in all messages that were given to `message`.
+        is_open: True once the handshake is done.
+        has_leftover: True if a turn's budget did not suffice; `resume` goes on, and nothing must be read before.
+        subprotocol: The one that the server chose.
+
+    Raises:
+        WebSocketConnectionError: The request cannot be written.
     """
 
-    def __init__(self, target: Target) -> None:
+    __slots__ = (
+        "_assembly",
+        "_budget",
+        "_buffer",
+        "_close_sent",
+        "_compression",
+        "_control",
+        "_control_frames",
+        "_first",
+        "_handshake",
+        "_header",
+        "_inflated",
+        "_is_compressed",
+        "_is_straight",
+        "_kind",
+        "_leftover",
+        "_limit",
+        "_missing",
+        "_output",
+        "_pongs",
+        "_target",
+        "closed",
+        "delivered",
+        "has_leftover",
+        "is_open",
+        "messages",
+        "sent",
+        "subprotocol",
+    )
+
+    def __init__(self, target: Target, buffer: memoryview | None = None) -> None:
         self.messages: deque[str | bytes] = deque()
-        self.pongs: list[bytes] = []
+        self.delivered = 0
+        self.sent = 0
         self.closed: WebSocketError | None = None
         self.is_open = False
+        self.has_leftover = False
+        self.subprotocol: str | None = None
         self._target = target
-        self._head: bytearray | None = bytearray()
-        self._header = b""  # of a frame, as far as it came
-        self._missing = 0  # bytes of the frame that was begun
-        self._is_for_core = False  # the frame that was begun
-        self._is_fragmented = False
-        self._is_text = False
-        self._partial = bytearray()  # not a list of fragments: a hostile peer's are two bytes each
-        self._protocol = ClientProtocol(
-            parse_uri(target.url),
-            extensions=[ClientPerMessageDeflateFactory(client_max_window_bits=True)] if target.compression else None,
-            subprotocols=list(target.subprotocols) or None,  # type: ignore[arg-type]
-            max_size=target.max_message_size,
-            logger=_silent,
-        )
-        request = self._protocol.connect()
-        for name, value in target.headers:
-            request.headers[name] = value
-        if "User-Agent" not in request.headers:
-            request.headers["User-Agent"] = user_agent()
-        self._protocol.send_request(request)
+        self._limit = target.max_message_size
+        self._buffer = shared_buffers.of_layer(0) if buffer is None else buffer
+        self._is_straight = False
+        self._handshake: Handshake | None = Handshake(target)
+        self._compression: PerMessageDeflate | None = None
+        self._output = self._handshake.request()
+        self._pongs: deque[bytes] | None = None
+        self._close_sent = False
+        self._header = b""
+        self._first = 0
+        self._missing = 0
+        self._kind = 0  # the opcode of the message whose first fragment has come; 0: none
+        self._is_compressed = False
+        self._assembly = Assembly()
+        self._inflated = bytearray()
+        self._control = b""
+        self._control_frames = 0
+        self._leftover = _EMPTY
+        self._budget = 0
 
-    def to_send(self) -> bytes:
-        """What is to be sent now: the handshake, answers to pings and closes, or nothing."""
-        writes = self._protocol.data_to_send()
-        return writes[0] if len(writes) == 1 else b"".join(writes)
+    # In
 
-    def feed(self, data: bytes | bytearray) -> None:
-        """Take in what was received; no bytes mean the end of the stream. Never raises."""
+    def get_buffer(self) -> memoryview:
+        """Where the next bytes should be read to."""
+        if self._missing >= _READ_STRAIGHT:
+            self._is_straight = True
+            return self._assembly.room(self._missing)
+        self._is_straight = False
+        return self._buffer
+
+    def received(self, size: int, *, is_new_turn: bool = True) -> None:
+        """Take in the bytes that were read to where `get_buffer` said. Never raises."""
+        if is_new_turn:
+            self._begin_turn()
         if self.closed is not None:
             return
-        if self._head is not None:
-            head = self._judge_head(data)
-            if head is None:
-                return
-            size = head.find(b"\r\n\r\n") + 4
-            self._feed_core(head[:size])
-            data = head[size:]
-            if not data or self.closed is not None:
-                return
-        if data:
-            self._take_frames(data)
-        else:
-            self._protocol.receive_eof()
-            self._take_events()
-
-    def _feed_core(self, data: bytes | bytearray) -> None:
-        self._protocol.receive_data(data)
-        self._take_events()
-
-    def _take_frames(self, data: bytes | bytearray) -> None:
-        """Take pongs and messages of one frame without the core's detours, and give it all other frames.
-
-        So all that can be wrong with a frame, but for the text in it, is found by the core.
-        """
-        position = 0
-        if self._missing:
-            position = self._go_on(data)
-            if self.closed is not None:
-                return
-        elif self._header:
-            data, self._header = self._header + data, b""
-        end = len(data)
-        limit = self._target.max_message_size
-        while end - position >= 2:
-            first, second = data[position], data[position + 1]
-            start, size = position + 2, second
-            if second in _LENGTH_BYTES:
-                start += _LENGTH_BYTES[second]
-                if start > end:
-                    break
-                size = int.from_bytes(data[position + 2 : start], "big")
-            if second >= _MASKED or size > limit:
-                # The core needs no more than the header to refuse it.
-                self._feed_core(data[position:])
-                return
-            stop = start + size
-            self._is_for_core = first not in _WHOLE_MESSAGE or self._is_fragmented
-            if first == _PONG and second not in _LENGTH_BYTES and stop <= end:
-                self.pongs.append(bytes(data[start:stop]))
-            elif self._is_for_core:
-                self._feed_core(data[position:stop])
-            elif stop <= end:
-                self._deliver(first == _WHOLE_TEXT, data[start:stop])
-            else:
-                self._is_text = first == _WHOLE_TEXT
-                self._partial = bytearray(data[start:])
-            if self.closed is not None:
-                return
-            if stop > end:
-                self._missing = stop - end
-                return
-            position = stop
-        self._header = bytes(data[position:])
-
-    def _go_on(self, data: bytes | bytearray) -> int:
-        """Take what is missing of the frame that was begun; where it ends."""
-        part = data[: self._missing]
-        self._missing -= len(part)
-        if self._is_for_core:
-            self._feed_core(part)
-        else:
-            self._partial += part
+        if self._is_straight:
+            self._assembly.extend(size)
+            self._missing -= size
             if not self._missing:
-                self._deliver(self._is_text, self._taken())
-        return len(part)
+                self._end_frame()
+        elif self._handshake is None:
+            self._take(self._buffer[:size])
+        else:
+            self._shake_hands(self._handshake, bytes(self._buffer[:size]))
 
-    def message(self, data: str | bytes, fragment: int | None = None) -> Iterable[bytes]:
-        """The frames of a message, in pieces: one, or of at most `fragment` bytes of payload each.
+    def resume(self) -> None:
+        """Go on with what the last turn has left over."""
+        self._begin_turn()
+        data, self._leftover, self.has_leftover = self._leftover, _EMPTY, False
+        self._take_frames(data)
 
-        Raises:
-            WebSocketError: The connection is closed.
+    def received_eof(self) -> None:
+        """There is nothing more to come."""
+        if self._handshake is not None and self.closed is None:
+            self._handshake.end()
+            self.closed = self._handshake.failure
+        self.lose()
+
+    def lose(self, cause: BaseException | None = None) -> None:
+        """The transport is gone.
+
+        Args:
+            cause: What says so, if anything does.
         """
-        self._check_open()
-        is_text = isinstance(data, str)
-        payload = data.encode() if isinstance(data, str) else data
-        if not self._protocol.extensions or len(payload) < self._target.compression_threshold:
-            first = _WHOLE_TEXT if is_text else _WHOLE_BINARY
-            if fragment is None or len(payload) <= fragment:
-                return _masked_frame(first, payload)
-            return _fragments(first, payload, fragment)
-        if fragment is not None and len(payload) > fragment:
-            (self._protocol.send_text if is_text else self._protocol.send_binary)(payload[:fragment], fin=False)
-            for start in range(fragment, len(payload), fragment):
-                stop = start + fragment
-                self._protocol.send_continuation(payload[start:stop], fin=stop >= len(payload))
-            return [self.to_send()]
-        (self._protocol.send_text if is_text else self._protocol.send_binary)(payload)
-        return [self.to_send()]
+        if self.closed is not None:
+            return
+        endpoint = self._target.endpoint
+        if self.is_open:
+            self.closed = WebSocketClosedError("the connection was lost", endpoint=endpoint)
+        else:
+            self.closed = connection_failure(cause or EOFError(), endpoint)
 
-    def ping(self, payload: bytes) -> bytes:
-        """The frame of a ping.
+    def _begin_turn(self) -> None:
+        self._budget = _BUDGET
+        if self._control_frames:
+            self._control_frames = max(0, self._control_frames - _FORGIVEN)
 
-        Raises:
-            WebSocketError: The connection is closed.
-        """
-        self._check_open()
-        return b"".join(_masked_frame(_PING, payload))
+    def _take(self, data: memoryview) -> None:
+        """Take in bytes from the shared buffer."""
+        if self._missing:
+            part = data[: self._missing]
+            self._missing -= len(part)
+            self._store(part)
+            if self._missing:
+                return
+            self._end_frame()
+            if len(part) == len(data) or self.closed is not None:
+                return
+            data = data[len(part) :]
+        elif self._header:
+            data = memoryview(self._header + data)
+            self._header = b""
+        self._take_frames(data)
 
-    def close(self, code: int, reason: str) -> bytes:
-        """The frame that starts the closing handshake; nothing when it has been started already."""
-        if self._protocol.state is not State.OPEN:
-            return b""
-        self._protocol.send_close(code, reason)
-        return self.to_send()
+    def _take_frames(self, data: memoryview) -> None:
+        """Take all frames, as far as the budget goes; keep the start of the last one."""
+        messages, limit, budget = self.messages, self._limit, self._budget
+        position, end = 0, len(data)
+        is_plain = not self._kind
+        while end - position >= 2:
+            if budget <= 0:
+                self._leave(data[position:])
+                return
+            budget -= 1
+            first = data[position]
+            size = data[position + 1]
+            start = position + 2
+            if size > _LONGEST_CONTROL:
+                if size == _LENGTH_IN_2_BYTES:
+                    start = position + 4
+                    if start > end:
+                        break
+                    size = data[position + 2] << 8 | data[position + 3]
+                elif size == _LENGTH_IN_8_BYTES:
+                    start = position + 10
+                    if start > end:
+                        break
+                    size = int.from_bytes(data[position + 2 : start], "big")
+                else:
+                    self._break(1002, "a masked frame")
+                    return
+            stop = start + size
+            if is_plain and stop <= end and size <= limit and first in _WHOLE_MESSAGE:
+                if first == _WHOLE_BINARY:
+                    messages.append(data[start:stop].tobytes())
+                else:
+                    try:
+                        messages.append(str(data[start:stop], "utf-8"))
+                    except UnicodeDecodeError:
+                        self._break(1007, "text that is not UTF-8")
+                        return
+                self.delivered += size
+                self._control_frames = 0
+            else:
+                self._budget = budget
+                if not self._begin_frame(first, size):
+                    return
+                if stop > end:
+                    self._missing = stop - end
+                    self._store(data[start:])
+                    return
+                self._store(data[start:stop])
+                self._end_frame()
+                if self.closed is not None:
+                    return
+                budget = self._budget
+                is_plain = not self._kind
+            position = stop
+        if position < end:
+            self._header = bytes(data[position:])
+        self._budget = budget
+
+    def _leave(self, data: memoryview) -> None:
+        self._budget = 0
+        # What lies in a shared buffer is gone by the next turn; what was copied already need not be copied again.
+        self._leftover = data if data.readonly else memoryview(bytes(data))
+        self.has_leftover = True
+
+    def _begin_frame(self, first: int, size: int) -> bool:
+        """Judge a frame by its head; False if it is a violation."""
+        opcode = first & _OPCODE
+        is_whole = bool(first & _FINAL)
+        if first & _RSV2_RSV3 or (first & _RSV1 and not (self._compression and opcode in (_TEXT, _BINARY))):
+            return self._break(1002, "reserved bits are set")
+        if opcode >= _CLOSE:
+            if opcode > _PONG:
+                return self._break(1002, "an unknown opcode")
+            if not is_whole:
+                return self._break(1002, "a control frame in fragments")
+            if size > _LONGEST_CONTROL:
+                return self._break(1002, "a control frame longer than 125 bytes")
+        elif opcode == _CONTINUATION:
+            if not self._kind:
+                return self._break(1002, "a continuation of nothing")
+        elif opcode > _BINARY:
+            return self._break(1002, "an unknown opcode")
+        elif self._kind:
+            return self._break(1002, "a new message inside a fragmented one")
+        else:
+            self._kind = opcode
+            self._is_compressed = bool(first & _RSV1)
+        if opcode < _CLOSE and size > self._limit - (
+            len(self._inflated) if self._is_compressed else self._assembly.size
+        ):
+            return self._break_limit()
+        self._first = first
+        return True
+
+    def _store(self, data: memoryview) -> None:
+        """Keep a part of the frame that was begun."""
+        if self._first & _OPCODE >= _CLOSE:
+            self._control += data
+        else:
+            self._assembly.append(data, self._missing)
+
+    def _end_frame(self) -> None:
+        """All of the frame that was begun is stored."""
+        opcode = self._first & _OPCODE
+        if opcode >= _CLOSE:
+            payload, self._control = self._control, b""
+            self._take_control(opcode, payload)
+            return
+        if self._assembly.size or self._first & _FINAL:
+            self._control_frames = 0
+        if self._is_compressed and not self._inflate():
+            return
+        if not self._first & _FINAL:
+            return
+        try:
+            message: str | bytes
+            if self._is_compressed:
+                size = len(self._inflated)
+                message = str(self._inflated, "utf-8") if self._kind == _TEXT else bytes(self._inflated)
+                self._inflated = bytearray()
+            else:
+                size = self._assembly.size
+                message = self._assembly.text() if self._kind == _TEXT else self._assembly.binary()
+        except UnicodeDecodeError:
+            self._break(1007, "text that is not UTF-8")
+            return
+        self._kind = 0
+        self._assembly.clear()
+        self.messages.append(message)
+        self.delivered += size
+
+    def _inflate(self) -> bool:
+        """Decompress the frame in the assembly; False if that is not possible."""
+        assert self._compression is not None
+        first = self._first
+        frame = Frame(Opcode(first & _OPCODE), self._assembly.binary(), bool(first & _FINAL), bool(first & _RSV1))
+        self._assembly.clear()
+        limit = min(self._limit - len(self._inflated), _LARGEST_SIZE)
+        try:
+            inflated = self._compression.decode(frame, max_size=limit or 1).data  # a limit of 0 would be none
+        except PayloadTooBig:
+            return self._break_limit()
+        except ProtocolError:
+            return self._break(1007, "data that cannot be decompressed")
+        if len(inflated) > limit:
+            return self._break_limit()
+        self._budget -= len(inflated) // 1024
+        self._inflated += inflated
+        return True
+
+    def _take_control(self, opcode: int, payload: bytes) -> None:
+        self._control_frames += 1
+        if opcode == _CLOSE:
+            self._take_close(payload)
+        elif self._control_frames > _MAX_CONTROL_FRAMES:
+            self._break(1008, f"more than {_MAX_CONTROL_FRAMES} control frames in a row")
+        elif opcode == _PING and not self._close_sent:
+            if self._pongs is None:
+                self._pongs = deque(maxlen=_MAX_PONGS)
+            self._pongs.append(payload)
+
+    def _take_close(self, payload: bytes) -> None:
+        try:
+            close = Close.parse(payload)
+        except ProtocolError:
+            self._break(1002, "an invalid close frame")
+            return
+        except UnicodeDecodeError:
+            self._break(1007, "a reason that is not UTF-8")
+            return
+        self._discard()
+        self._send_close(payload[:2])
+        code, reason = int(close.code), printable(close.reason, _LONGEST_CONTROL)
+        self.closed = WebSocketClosedError(
+            f"the peer closed the connection with code {code}{': ' if reason else ''}{reason}",
+            code=code,
+            reason=close.reason,
+            endpoint=self._target.endpoint,
+        )
+
+    def _break(self, code: int, how: str) -> bool:
+        """End the connection, because the peer has broken the protocol. (False, so that a judgement can return it.)"""
+        self._discard()
+        self._send_close(struct.pack("!H", code))
+        self.closed = WebSocketProtocolError(
+            f"the peer broke the WebSocket protocol: {how}", endpoint=self._target.endpoint
+        )
+        return False
+
+    def _break_limit(self) -> bool:
+        return self._break(1009, f"a message longer than max_message_size, {self._limit} bytes")
+
+    def _discard(self) -> None:
+        """Forget what was received of a message."""
+        self._header = self._control = b""
+        self._inflated = bytearray()
+        self._missing = self._kind = 0
+        self._leftover, self.has_leftover = _EMPTY, False
+        self._assembly.clear()
 
     @property
     def is_amid_message(self) -> bool:
-        """Whether something of a message was received that is not taken yet."""
-        return bool(self.messages or self._header or self._missing) or self._is_fragmented
+        """True if something of a message was received that is not taken yet."""
+        return bool(self.messages or self._header or self._missing or self._kind or self.has_leftover)
+
+    # The handshake
 
     @property
-    def subprotocol(self) -> str | None:
-        """The one that the server chose."""
-        return self._protocol.subprotocol
+    def awaits_reason(self) -> bool:
+        """True while the server has refused the handshake, and its reason may follow."""
+        return self._handshake is not None and self._handshake.awaits_reason
+
+    def _shake_hands(self, handshake: Handshake, data: bytes) -> None:
+        rest = handshake.feed(data)
+        if handshake.failure is not None:
+            self.closed = handshake.failure
+        elif handshake.is_good:
+            self._handshake = None
+            self._compression = handshake.compression
+            self.subprotocol = handshake.subprotocol
+            self.is_open = True
+            if rest:
+                self._take(memoryview(rest))
+
+    # Out
 
     @property
-    def close_received(self) -> bool:
-        return self._protocol.close_rcvd is not None or self._protocol.state is State.CLOSED
+    def has_output(self) -> bool:
+        """True if `to_send` gives something."""
+        return bool(self._output or self._pongs)
 
-    def lose(self, error: WebSocketError | None = None) -> None:
-        """The transport is gone."""
-        if self.closed is None:
-            self.closed = error or WebSocketClosedError("the connection was lost", endpoint=self._target.endpoint)
+    def to_send(self) -> bytes:
+        """What should be sent now: the handshake, pings, pongs, closes, or nothing."""
+        output, self._output = self._output, b""
+        if self._pongs:
+            output = b"".join(_masked_frame(_FINAL | _PONG, payload) for payload in self._pongs) + output
+            self._pongs = None
+        return output
+
+    def seal(self, data: bytes) -> bytes:
+        """Bytes of a message as they are sent. (Below TLS they are others.)"""
+        return data
+
+    def message(self, data: str | bytes, fragment: int | None = None) -> Iterator[bytes]:
+        """The frames of a message, in pieces: one frame, or of at most `fragment` bytes of payload each.
+
+        Raises:
+            WebSocketError: The connection is closed.
+            ValueError: A text holds a lone surrogate.
+        """
+        self._check_open()
+        payload = data if isinstance(data, bytes) else _encoded(data)
+        self.sent += len(payload)
+        opcode = _BINARY if isinstance(data, bytes) else _TEXT
+        if self._compression is not None and len(payload) >= self._target.compression_threshold:
+            return self._compressed(opcode, payload, fragment)
+        if fragment is None or len(payload) <= fragment:
+            if len(payload) <= _PIECE:
+                return iter((_masked_frame(_FINAL | opcode, payload),))
+            return _pieces(_FINAL | opcode, payload)
+        return _fragments(opcode, payload, fragment)
+
+    def _compressed(self, opcode: int, payload: bytes, fragment: int | None) -> Iterator[bytes]:
+        assert self._compression is not None
+        deflated = bytes(self._compression.encode(Frame(Opcode(opcode), payload)).data)
+        if fragment is None or len(deflated) <= fragment:
+            return _pieces(_FINAL | _RSV1 | opcode, deflated)
+        return _fragments(_RSV1 | opcode, deflated, fragment)
+
+    def ping(self) -> None:
+        """Queue a ping.
+
+        Raises:
+            WebSocketError: The connection is closed.
+        """
+        self._check_open()
+        self._output += _masked_frame(_FINAL | _PING, b"")
+
+    def close(self, code: int, reason: str) -> None:
+        """Queue the frame that starts the closing handshake, unless one was sent already."""
+        payload = reason.encode(errors="replace")
+        if len(payload) > _LONGEST_CONTROL - 2:
+            payload = payload[: _LONGEST_CONTROL - 2].decode(errors="ignore").encode()
+        self._send_close(struct.pack("!H", code) + payload)
+
+    def _send_close(self, payload: bytes) -> None:
+        if self._close_sent or not self.is_open:
+            return
+        self._close_sent = True
+        self._output += _masked_frame(_FINAL | _CLOSE, payload)
 
     def _check_open(self) -> None:
         if self.closed is not None:
             raise self.closed
-        if self._protocol.state is not State.OPEN:
+        if self._close_sent or not self.is_open:
             raise WebSocketClosedError("the connection is being closed", endpoint=self._target.endpoint)
 
-    # The handshake
 
-    def _judge_head(self, data: bytes | bytearray) -> bytes | None:
-        """Collect the head of the answer; the bytes to go on with once it is complete and good."""
-        head = self._head
-        assert head is not None
-        endpoint = self._target.endpoint
-        head += data
-        end = head.find(b"\r\n\r\n")
-        if end < 0:
-            if not data:
-                self.closed = WebSocketConnectionError(
-                    "the connection was closed during the handshake", endpoint=endpoint, transient=True
-                )
-            elif len(head) > _LONGEST_HEAD or not b"HTTP/1.1 ".startswith(head[:9]):
-                self._refuse("it was not answered in HTTP")
-            return None
-        self._head = None
-        words = bytes(head[: head.find(b"\r\n")]).split(b" ", 2)
-        if words[0] != b"HTTP/1.1" or len(words) < 2 or not (len(words[1]) == 3 and words[1].isdigit()):
-            self._refuse("it was not answered in HTTP")
-            return None
-        if words[1] != b"101":
-            self.closed = refused(int(words[1]), endpoint)
-            return None
-        return bytes(head)
-
-    def _refuse(self, why: str) -> None:
-        self.closed = WebSocketConnectionError(f"no WebSocket handshake: {why}", endpoint=self._target.endpoint)
-
-    def _opened(self) -> None:
-        failure = self._protocol.handshake_exc
-        if failure is None:
-            if self._target.subprotocols and self._protocol.subprotocol is None:
-                self.closed = WebSocketProtocolError(
-                    "the server chose none of the subprotocols that were offered", endpoint=self._target.endpoint
-                )
-            self.is_open = self.closed is None
-        elif isinstance(failure, NegotiationError):
-            self.closed = WebSocketProtocolError(
-                "the server chose a subprotocol or an extension that was not offered", endpoint=self._target.endpoint
-            )
-        else:
-            kind = type(failure).__name__ if isinstance(failure, InvalidHandshake) else "invalid response"
-            self._refuse(f"its answer is not that of a WebSocket server ({kind})")
-
-    # Frames
-
-    def _take_events(self) -> None:
-        for event in self._protocol.events_received():
-            if isinstance(event, Frame):
-                self._take_frame(event)
-            elif isinstance(event, Response):
-                self._opened()
-            if self.closed is not None:
-                return
-        if self._protocol.parser_exc is not None or self._protocol.state is State.CLOSED:
-            self._ended()
-        elif self._protocol.handshake_exc is not None:
-            self._opened()
-
-    def _take_frame(self, frame: Frame) -> None:
-        opcode = frame.opcode
-        if opcode is Opcode.TEXT or opcode is Opcode.BINARY:
-            self._is_fragmented = not frame.fin
-            if frame.fin:
-                self._deliver(opcode is Opcode.TEXT, frame.data)
-            else:
-                self._is_text = opcode is Opcode.TEXT
-                self._partial = bytearray(frame.data)
-        elif opcode is Opcode.CONT:
-            self._partial += frame.data
-            if frame.fin:
-                self._is_fragmented = False
-                self._deliver(self._is_text, self._taken())
-        elif opcode is Opcode.PONG:
-            self.pongs.append(bytes(frame.data))
-        elif opcode is Opcode.CLOSE:
-            self._ended()
-
-    def _taken(self) -> bytearray:
-        partial, self._partial = self._partial, bytearray()
-        return partial
-
-    def _deliver(self, is_text: bool, data: Any) -> None:
-        try:
-            self.messages.append(str(data, "utf-8") if is_text else bytes(data))
-        except UnicodeDecodeError:
-            self._protocol.fail(1007, "invalid UTF-8")
-            self._break("text that is not UTF-8")
-
-    def _ended(self) -> None:
-        if self.closed is not None:
-            return
-        fault = self._protocol.parser_exc
-        close = self._protocol.close_rcvd
-        if isinstance(fault, PayloadTooBig):
-            self._break(f"a message longer than {self._target.max_message_size} bytes")
-        elif isinstance(fault, UnicodeDecodeError):
-            self._break("text that is not UTF-8")
-        elif fault is not None and not isinstance(fault, EOFError):
-            self._break(str(fault) or type(fault).__name__)
-        elif close is not None:
-            self.closed = closed_by_peer(close.code, close.reason, self._target.endpoint)
-        else:
-            self.lose()
-
-    def _break(self, how: str) -> None:
-        self.closed = WebSocketProtocolError(
-            f"the peer broke the WebSocket protocol: {how}", endpoint=self._target.endpoint
-        )
-
-
-def closed_by_peer(code: int, reason: str, endpoint: str) -> WebSocketClosedError:
-    return WebSocketClosedError(
-        f"the peer closed the connection with code {code}", code=code, reason=reason, endpoint=endpoint
-    )
-
-
-def refused(status: int, endpoint: str) -> WebSocketConnectionError:
-    """The error for a handshake that was answered with another status than 101."""
+def _encoded(text: str) -> bytes:
     try:
-        phrase = f" {HTTPStatus(status).phrase}"
-    except ValueError:
-        phrase = ""
-    text = f"the handshake was answered with status {status}{phrase}"
-    if status in (401, 403):
-        return WebSocketAuthError(text, endpoint=endpoint, status=status)
-    if 300 <= status < 400:
-        text += ", a redirect, which is not followed"
-    return WebSocketConnectionError(text, endpoint=endpoint, status=status, transient=status >= 500)
+        return text.encode()
+    except UnicodeEncodeError:
+        pass  # it holds the message, and must not be behind the error
+    raise ValueError("the message holds a lone surrogate, which cannot be sent: WebSocket text is UTF-8")
 
 
-def user_agent() -> str:
-    return f"utcp-websocket-anyio/{__version__} Python/{platform.python_version()}"
+def _masked_frame(first: int, payload: bytes) -> bytes:
+    key = os.urandom(4)
+    return b"".join((_head(first, len(payload)), key, apply_mask(payload, key)))
 
 
-def _fragments(first: int, payload: bytes, size: int) -> Iterator[bytes]:
-    """A message in frames of at most `size` bytes of payload."""
-    opcode = first & ~_FINAL
+def _head(first: int, size: int) -> bytes:
+    if size <= _LONGEST_CONTROL:
+        return bytes((first, _MASKED | size))
+    if size < 2**16:
+        return struct.pack("!BBH", first, _MASKED | _LENGTH_IN_2_BYTES, size)
+    return struct.pack("!BBQ", first, _MASKED | _LENGTH_IN_8_BYTES, size)
+
+
+def _pieces(first: int, payload: bytes) -> Iterator[bytes]:
+    """A frame in pieces, so that a long message is not copied as a whole for its mask and again for its header."""
+    key = os.urandom(4)
+    head = _head(first, len(payload)) + key
+    view = memoryview(payload)
+    for start in range(0, len(payload) or 1, _PIECE):
+        yield head + apply_mask(view[start : start + _PIECE], key)
+        head = b""
+
+
+def _fragments(opcode: int, payload: bytes, size: int) -> Iterator[bytes]:
+    """A message in frames of at most `size` bytes of payload. `opcode` may have the bit for compression."""
     for start in range(0, len(payload), size):
         stop = start + size
-        yield from _masked_frame(opcode if stop < len(payload) else opcode | _FINAL, payload[start:stop])
+        yield from _pieces(opcode | (_FINAL if stop >= len(payload) else 0), payload[start:stop])
         opcode = _CONTINUATION
-
-
-def _masked_frame(first: int, payload: bytes) -> Iterator[bytes]:
-    """A frame in pieces, so that a long message is not copied as a whole for its mask and again for its header."""
-    size = len(payload)
-    if size < 126:
-        header = bytes((first, _MASKED | size))
-    elif size < 2**16:
-        header = struct.pack("!BBH", first, _MASKED | 126, size)
-    else:
-        header = struct.pack("!BBQ", first, _MASKED | 127, size)
-    key = secrets.token_bytes(4)
-    head = header + key
-    for start in range(0, size or 1, _PIECE):
-        yield head + apply_mask(payload[start : start + _PIECE], key)
-        head = b""

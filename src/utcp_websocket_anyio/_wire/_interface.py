@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -15,20 +14,13 @@ from ..errors import WebSocketError
 
 __all__ = [
     "CLOSING_TIME",
-    "LARGEST_COMPRESSED_READ",
     "Interrupted",
-    "Pings",
-    "Readable",
     "Target",
     "Wire",
-    "size_of",
 ]
 
 CLOSING_TIME: Final = 2.0
 """Seconds for the closing handshake."""
-
-LARGEST_COMPRESSED_READ: Final = 16 * 1024
-"""Bytes that are read at once where they may be compressed: they can become a thousand times as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +98,7 @@ class Wire(ABC):
             False if this is not possible, because nothing arrives, and no ping is answered, unless somebody is in
             `receive`.
         """
-        return self.notify(callback)
+        return False
 
     @abstractmethod
     def current_time(self) -> float:
@@ -149,16 +141,8 @@ class Wire(ABC):
         """Every message that has been received and not returned yet; there may be none."""
 
     def notify(self, arrived: Callable[[], None] | None) -> bool:
-        """Have somebody told when something is there that nobody receives: a message, or the end.
-
-        Args:
-            arrived: Called in one of the next turns of the loop, once for all that is there; None: nobody any more.
-
-        Returns:
-            False where that cannot be, because nothing arrives, and no ping is answered, unless somebody is in
-            `receive`.
-        """
-        return False
+        """Deprecated: `set_data_callback`."""
+        return self.set_data_callback(arrived)
 
     @abstractmethod
     def ping_nowait(self, answered: Callable[[], None]) -> bool:
@@ -197,46 +181,3 @@ class Wire(ABC):
     @abstractmethod
     def abort(self) -> None:
         """Close the socket now."""
-
-
-def size_of(message: str | bytes) -> int:
-    """The length of a message's payload in bytes."""
-    return len(message) if isinstance(message, bytes) or message.isascii() else len(message.encode())
-
-
-class Pings:
-    """Whose pong is awaited: the last ping's, as a peer may leave out the others (RFC 6455, section 5.5.3)."""
-
-    __slots__ = ("_answered", "_sent")
-
-    def __init__(self) -> None:
-        self._sent = 0
-        self._answered: Callable[[], None] | None = None
-
-    def next(self, answered: Callable[[], None]) -> bytes:
-        """The payload of the next ping; `answered` is called when its pong has come, unless another is sent first."""
-        self._sent += 1
-        self._answered = answered
-        return b"%d" % self._sent
-
-    def ponged(self, payload: bytes) -> None:
-        """A pong has come."""
-        if self._answered is not None and payload == b"%d" % self._sent:
-            answered, self._answered = self._answered, None
-            answered()
-
-
-class Readable:
-    """Whether a socket has something to read, for a system call and nothing else."""
-
-    def __init__(self, fileno: int) -> None:
-        self._fileno = fileno
-        self._poll: select.poll | None = None
-        if hasattr(select, "poll"):
-            self._poll = select.poll()
-            self._poll.register(fileno, select.POLLIN)
-
-    def __call__(self) -> bool:
-        if self._poll is not None:
-            return bool(self._poll.poll(0))
-        return bool(select.select([self._fileno], [], [], 0)[0])

@@ -1,0 +1,120 @@
+"""What the two engines have in common: a socket on one side, the protocol on the other, TLS between them if need be."""
+
+from __future__ import annotations
+
+import copy
+import select
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from .._net.security import split_address
+from .._net.sockets import TLSSession
+from .._net.transport import Opened, open_socket
+from ..errors import WebSocketClosedError, WebSocketError
+from ._buffers import shared_buffers
+from ._core import ProtocolCore
+from ._interface import Target, Wire
+from ._tls import TLSLayer
+
+__all__ = ["EngineWire", "connect"]
+
+_MOST_AFTER_LOSS: Final = 2**24
+"""Bytes that are still read after a write has failed: the peer's last word may be among them."""
+
+
+async def connect(target: Target) -> Opened:
+    """Open the connection for a wire to `target`. Cancelling it leaves nothing open.
+
+    Raises:
+        WebSocketError: There is no connection.
+    """
+    address = split_address(target.url)
+    route = target.network.route("ws", address, target.endpoint)
+    return await open_socket(route, target.network, target.endpoint)
+
+
+class EngineWire(Wire):
+    """A wire on `ProtocolCore`.
+
+    Bytes of the socket go through the layers between it and the core: none, or TLS with the server, or with a proxy, or
+    one in the other.
+
+    Args:
+        opened: The connection; it belongs to the wire.
+    """
+
+    def __init__(self, target: Target, opened: Opened) -> None:
+        self._endpoint = target.endpoint
+        self._socket = opened.socket
+        self._probe = SocketProbe(opened.socket.fileno())
+        address = split_address(target.url)
+        sessions = [] if opened.proxy_session is None else [opened.proxy_session]
+        if address.secure:
+            sessions.append(TLSSession(target.network.tls, address.server_name))
+        self._core = ProtocolCore(target, shared_buffers.of_layer(len(sessions)))
+        self._layer: ProtocolCore | TLSLayer = self._core
+        while sessions:
+            session = sessions.pop()
+            self._layer = TLSLayer(self._layer, session, shared_buffers.of_layer(len(sessions)))
+        self._answered: list[Callable[[], None]] = []
+        self._bytes_read = 0
+        self._interrupts = 0  # how often `interrupt` was called: who waits compares it with what it was before
+
+    def has_unread_data(self) -> bool:
+        return self.closed is not None or self._layer.is_amid_message or self._probe()
+
+    def pending(self) -> bool:
+        return self.has_unread_data()
+
+    def take_nowait(self) -> deque[str | bytes]:
+        core = self._core
+        messages, core.messages = core.messages, deque()
+        return messages
+
+    def _check_open(self) -> None:
+        if self.closed is not None:
+            raise copy.copy(self.closed)
+
+    def _closed_here(self, code: int = 1006, reason: str = "") -> WebSocketError:
+        return WebSocketClosedError("closed by this side", code=code, reason=reason, endpoint=self._endpoint)
+
+    def _lose(self, cause: BaseException | None) -> None:
+        """The connection is lost. What the peer has said before, its close above all, is read first.
+
+        It is still there: a reset ends what can be sent, and leaves what has arrived.
+        """
+        layer, core = self._layer, self._core
+        most = _MOST_AFTER_LOSS
+        try:
+            while core.closed is None and most > 0:
+                if layer.has_leftover:
+                    layer.resume()
+                elif size := self._socket.recv_into(layer.get_buffer()):
+                    self._bytes_read += size
+                    most -= size
+                    layer.received(size)
+                else:
+                    layer.received_eof()
+        except OSError:
+            pass
+        core.lose(cause)
+
+
+class SocketProbe:
+    """Tells if a socket has something to read, for a system call and nothing else."""
+
+    __slots__ = ("_fileno", "_poll")
+
+    def __init__(self, fileno: int) -> None:
+        self._fileno = fileno
+        self._poll: select.poll | None = None
+        if hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(fileno, select.POLLIN)
+
+    def __call__(self) -> bool:
+        """True if there is something to read, the end included."""
+        if self._poll is not None:
+            return bool(self._poll.poll(0))
+        return bool(select.select([self._fileno], [], [], 0)[0])
