@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from support.peers import Peer
 from support.terminal import BACKENDS, done, endpoint, failed, manual, served, written, ws
 
 from utcp_websocket_anyio import ToolServer
+from utcp_websocket_anyio.cli import calls, source
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -237,6 +239,10 @@ def test_no_connection_is_an_exit_code_of_its_own(backend: str, tmp_path: Path) 
         ("ws://example.com/", "ws:// goes to localhost"),
         ("https://example.com/", "must start with wss://"),
         ("none.json", "No such file or directory"),
+        ("localhost:9101", "No such file or directory; a URL needs its scheme: ws://localhost:9101"),
+        ("127.0.0.1/chat", "a URL needs its scheme: ws://127.0.0.1/chat"),
+        ("api.example.com/ws?x=1", "a URL needs its scheme: wss://api.example.com/ws?x=1"),
+        ("[::1]:80", "a URL needs its scheme: ws://[::1]:80"),
         (".", "Is a directory"),
     ],
 )
@@ -399,3 +405,104 @@ def test_a_tool_of_several_manuals_is_named_with_its_manual(backend: str, tmp_pa
         assert "(did you mean 'two'?)" in failed(2, "call", file, "tow.tool", "--backend", backend)
         listed = done("discover", file, "--backend", backend).splitlines()
         assert [line.split()[0] for line in listed] == ["tool", "one.tool", "two.tool"]
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["plain", "a:b", "{literal}", "pa ss", "100%", "p{{now}}w", "{{args.x}}", 'qu"ote\\back'],
+)
+def test_secrets_arrive_as_they_are_typed(backend: str, secret: str, tmp_path: Path) -> None:
+    recorder = Recorder()
+    with endpoint(recorder) as url:
+        file = written(tmp_path / "m.json", manual(url, headers={"X-Var": "${KEY}"}))
+        options = ("-H", f"X-Own: {secret}", "--auth", f"key:X-Key={secret}", "--var", f"KEY={secret}")
+        assert done("call", file, "tool", *options, "--backend", backend) == "done\n"
+    for header in ("X-Own", "X-Key", "X-Var"):
+        assert recorder.seen(header) == [secret]
+
+
+def test_an_endpoint_without_utcp_is_given_up_soon_and_the_next_step_named(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "DISCOVERY_TIME", 0.3)
+    with endpoint(is_silent) as url:
+        for command in (("discover", url), ("call", url, "tool")):
+            told = failed(5, *command, "--backend", backend)
+            assert f"{url} did not say within 0.3 s which tools it has" in told
+            assert f"'utcp-ws listen {url}'" in told
+        assert "within 0.2 s" in failed(5, "discover", url, "--timeout", "0.2", "--backend", backend)
+    with endpoint(closes) as url:
+        assert f"'utcp-ws listen {url}'" in failed(6, "discover", url, "--backend", backend)
+
+
+def test_a_file_with_its_tools_is_listed_without_variables_or_network(backend: str, tmp_path: Path) -> None:
+    content = manual("wss://${HOST}/", headers={"X": "${KEY}"}, message="$stray")
+    assert "tool" in done("discover", written(tmp_path / "m.json", content), "--backend", backend)
+
+
+def test_a_list_of_manuals_is_several_manuals(backend: str, tmp_path: Path) -> None:
+    file = written(tmp_path / "all.json", [{**manual("ws://127.0.0.1:1/"), "name": name} for name in ("one", "two")])
+    listed = done("discover", file, "--backend", backend)
+    assert [line.split()[0] for line in listed.splitlines()[1:]] == ["one.tool", "two.tool"]
+
+
+def test_timeout_is_how_long_an_answer_may_take(backend: str, tmp_path: Path) -> None:
+    async def takes_its_time(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.receive()
+        await anyio.sleep(0.5)
+        await peer.send("late")
+        await peer.until_gone()
+
+    with endpoint(takes_its_time) as url:
+        short = written(tmp_path / "short.json", manual(url, timeout=0.1))
+        assert done("call", short, "tool", "--timeout", "30", "--backend", backend) == "late\n"
+        patient = written(tmp_path / "patient.json", manual(url))
+        for command in ("call", "stream"):
+            told = failed(5, command, patient, "tool", "--timeout", "0.1", "--backend", backend)
+            assert "no response within 0.1 s" in told
+        # Once there is a response, a stream goes on for as long as it likes.
+        assert done("stream", patient, "tool", "--timeout", "20", "--for", "1.5", "--backend", backend) == "late\n"
+
+
+def test_a_stream_of_a_tool_that_answers_once_says_so(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def once(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.receive()
+        await peer.send("answer")
+        await peer.until_gone()
+
+    monkeypatch.setattr(calls, "_SILENCE", 0.1)
+    with endpoint(once) as url:
+        file = written(tmp_path / "m.json", manual(url))
+        told = ws("stream", file, "tool", "--for", "1", "--backend", backend)
+        assert (told.exit_code, told.stdout) == (0, "answer\n")
+        assert "give its template expected_responses: 1" in told.stderr
+        says = written(tmp_path / "one.json", manual(url, expected_responses=1))
+        told = ws("stream", says, "tool", "--backend", backend)
+        assert (told.stdout, told.stderr) == (
+            "answer\n",
+            "this tool answers once (expected_responses is 1); call does the same\n",
+        )
+
+
+def test_an_argument_is_the_content_of_a_file(backend: str, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("Grüße\n", encoding="utf-8")
+    (tmp_path / "list").write_text("[1, 2]")
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        while True:
+            await peer.send(await peer.receive())
+
+    inputs = {"text": {"type": "string"}, "items": {"type": "array"}}
+    with endpoint(script) as url:
+        file = written(tmp_path / "m.json", manual(url, inputs=inputs, response_format="json"))
+        call = ("call", file, "tool", "--json", "--backend", backend)
+        told = json.loads(done(*call, f"text=@{tmp_path}/text", f"items=@{tmp_path}/list"))
+        assert told == {"text": "Grüße\n", "items": [1, 2]}
+        assert json.loads(done(*call, "text=@-", "items=[]", stdin="typed"))["text"] == "typed"
+        assert json.loads(done(*call, 'text:="@handle"', "items=[]"))["text"] == "@handle"
+        assert "a value that begins with @ is written text:='" in failed(2, *call, "text=@none", "items=[]")

@@ -14,9 +14,11 @@ from utcp_websocket_anyio.cli.explain import explain, filter_in_words
 
 URL = "ws://127.0.0.1:1/"
 EXAMPLES = Path(__file__).parents[2] / "examples"
+# Those of apis/ come with the fields that they use.
+MANUALS = [path for path in EXAMPLES.rglob("*.json") if path.parent.name != "apis"]
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/*.json")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", sorted(MANUALS), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_manual_of_the_examples_is_valid_and_explained(path: Path) -> None:
     shown = done("check", str(path))
     for tool in json.loads(path.read_text(encoding="utf-8"))["tools"]:

@@ -121,6 +121,30 @@ def test_help_lists_the_commands_and_every_exit_code() -> None:
         assert f"{code:>3}  {meaning}" in shown
 
 
+@pytest.mark.parametrize("command", ["demo", "discover", "call", "stream", "listen", "check", "schema", "serve"])
+def test_every_help_has_examples_that_fit_the_terminal(command: str) -> None:
+    shown = done(command, "--help", env={"COLUMNS": "80"})
+    assert "\nExamples:\n  utcp-ws " in shown or f"| utcp-ws {command}" in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+def test_no_summary_is_cut() -> None:
+    assert "..." not in done("--help", env={"COLUMNS": "60"}).partition("Commands:")[2]
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-X", "dev", "-W", "error", "-m", "utcp_websocket_anyio", "--version"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert (told.returncode, told.stdout, told.stderr) == (0, f"utcp-ws, version {__version__}\n", "")
+
+
+def test_usage_errors_are_json_where_json_is_asked_for() -> None:
+    told = ws("call", "--json")
+    assert told.exit_code == 2
+    assert json.loads(told.stderr)["error"] == "UsageError"
+    assert "Usage: " in ws("call").stderr
+
+
 def test_an_unknown_command_is_a_mistake_of_the_user() -> None:
     assert ws("cal").exit_code == 2
 
@@ -186,7 +210,12 @@ def test_verbose_tells_of_connections_and_of_no_message() -> None:
         return word
 
     with served(server) as url:
-        told = run("--verbose", "call", url, "secret", "word=swordfish")
-    assert told.stdout == "swordfish\n"
-    assert "connection opened: ws://127.0.0.1" in told.stderr
-    assert "swordfish" not in told.stderr
+        seen = set()
+        for arguments in (("--verbose", "call", url), ("call", "-v", url), ("-v", "call", url, "-v")):
+            told = run(*arguments, "secret", "word=swordfish")
+            assert told.stdout == "swordfish\n"
+            assert "swordfish" not in told.stderr
+            seen.add(told.stderr.count("connection opened: ws://127.0.0.1"))
+    # However often it is asked for, each event is told once.
+    assert len(seen) == 1
+    assert seen != {0}

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.peers import Peer
-from support.terminal import BACKENDS, done, endpoint, failed, manual, written, ws
+from support.terminal import BACKENDS, COMMAND, done, endpoint, failed, manual, written, ws
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -173,3 +181,165 @@ def test_several_manuals_are_not_listened_to_at_once(backend: str, tmp_path: Pat
     templates = [{**manual("ws://127.0.0.1:1/"), "name": name} for name in ("one", "two")]
     file = written(tmp_path / "config.json", {"manual_call_templates": templates})
     assert "name a tool as MANUAL.TOOL" in failed(2, "listen", file, "--backend", backend)
+
+
+async def echoes(peer: Peer) -> None:
+    await peer.handshake()
+    while True:
+        await peer.send(await peer.receive())
+
+
+def test_messages_are_sent_in_the_order_given_as_text_bytes_and_files(backend: str, tmp_path: Path) -> None:
+    text, data = tmp_path / "text", tmp_path / "data"
+    text.write_text("Grüße")
+    data.write_bytes(b"\xff\x00")
+    arguments = ("--send", "one", "--send-hex", "00 ff", f"--send=@{text}", "--send", f"@{data}", "--send-hex=01")
+    with endpoint(echoes) as url:
+        said = heard(url, *arguments, "--count", "5", "--backend", backend)
+    assert [content for event, content in said if event == "sent"] == ["one", "AP8=", "Grüße", "/wA=", "AQ=="]
+    assert [content for event, content in said if event == "received"] == ["one", "AP8=", "Grüße", "/wA=", "AQ=="]
+
+
+def test_what_cannot_be_sent_is_named(backend: str) -> None:
+    arguments = ("listen", "ws://127.0.0.1:1/", "--backend", backend)
+    assert "--send-hex 0x: write bytes in hexadecimal" in failed(2, *arguments, "--send-hex", "0x")
+    assert "--send @/none/file: No such file" in failed(2, *arguments, "--send", "@/none/file")
+
+
+def test_lines_of_a_pipe_are_messages(backend: str) -> None:
+    with endpoint(echoes) as url:
+        said = heard(url, "--send", "first", "--count", "4", "--backend", backend, stdin="a\nb\r\nGrüße")
+    assert [content for event, content in said if event == "sent"] == ["first", "a", "b", "Grüße"]
+
+
+def test_lines_of_a_pipe_are_sent_as_they_come_and_its_end_ends_nothing(backend: str) -> None:
+    with endpoint(echoes) as url:
+        command = [*COMMAND, "listen", url, "--json", "--count", "3", "--backend", backend]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as listening:
+            assert listening.stdin is not None
+            assert listening.stdout is not None
+            for line in ("one", "two"):
+                listening.stdin.write(line + "\n")
+                listening.stdin.flush()
+                assert [json.loads(listening.stdout.readline())["text"] for _ in range(2)] == [line, line]
+            listening.stdin.write("three")
+            listening.stdin.close()
+            assert [json.loads(line)["text"] for line in listening.stdout] == ["three", "three"]
+            assert listening.wait(timeout=20) == 0
+
+
+def test_text_in_binary_messages_is_shown_as_text(backend: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.send(b'{"a": 1}')
+        await peer.send(b"\x1b[2J")
+        await peer.close(1000)
+
+    with endpoint(script) as url:
+        shown = [line[13:] for line in done("listen", url, "--backend", backend).splitlines()]
+        assert shown[:2] == ['< binary, 8 bytes, text: {"a": 1}', "< binary, 4 bytes: 1b 5b 32 4a"]
+        first = json.loads(done("listen", url, "--json", "--count", "1", "--backend", backend))
+    assert (first["binary"], first["text"]) == ("eyJhIjogMX0=", '{"a": 1}')
+
+
+class Terminal:
+    """A command at a terminal of 80 columns."""
+
+    def __init__(self, descriptor: int, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self._descriptor = descriptor
+        self.shown = ""
+
+    def type(self, keys: str) -> None:
+        os.write(self._descriptor, keys.encode())
+
+    def wait_for(self, text: str) -> None:
+        """Read until the text has been shown; what was shown before it is forgotten."""
+        until = time.monotonic() + 40
+        while text not in self.shown:
+            assert time.monotonic() < until, self.shown
+            if select.select([self._descriptor], [], [], 1)[0]:
+                self.shown += os.read(self._descriptor, 65536).decode()
+        self.shown = self.shown.partition(text)[2]
+
+    def echoes_what_is_typed(self) -> bool:
+        import termios
+
+        return bool(termios.tcgetattr(self._descriptor)[3] & termios.ECHO)
+
+
+@contextmanager
+def terminal(*arguments: str) -> Iterator[Terminal]:
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {**os.environ, "TERM": "xterm-256color"}
+
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        with process:
+            try:
+                yield Terminal(ours, process)
+            finally:
+                process.kill()
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
+needs_terminal = pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo terminals")
+
+
+@needs_terminal
+def test_a_terminal_has_a_prompt_that_remembers(backend: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        while True:
+            await peer.send(f"you said {await peer.receive_text()}")
+
+    with endpoint(script) as url, terminal("listen", url, "--backend", backend) as screen:
+        screen.wait_for("> ")
+        screen.type("hello\r")
+        screen.wait_for("you said hello")
+        screen.wait_for("> ")
+        screen.type("\x1b[A!\r")  # what was sent before, and more
+        screen.wait_for("you said hello!")
+        screen.wait_for("> ")
+        screen.type("hel\t?\r")  # completed
+        screen.wait_for("you said hello")
+        screen.wait_for("> ")
+        screen.type("\x04")
+        assert screen.process.wait(timeout=20) == 0
+        assert screen.echoes_what_is_typed()
+
+
+@needs_terminal
+def test_a_message_leaves_alone_what_is_being_typed(backend: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.receive()
+        await peer.send("in between")
+        await peer.send(await peer.receive())
+        await peer.until_gone()
+
+    with endpoint(script) as url, terminal("listen", url, "--backend", backend) as screen:
+        screen.wait_for("> ")
+        screen.type("first\r")
+        screen.wait_for("in between")
+        screen.wait_for("> ")
+        screen.type("second\r")
+        screen.wait_for("second")
+        screen.process.send_signal(signal.SIGINT)
+        assert screen.process.wait(timeout=20) == 130
+        assert screen.echoes_what_is_typed()

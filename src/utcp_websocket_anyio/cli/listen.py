@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import json
+import math
+import re
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -22,14 +21,17 @@ from .._connections.statistics import Counters
 from .._net.transport import Network
 from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
 from .._wire import Wire
-from ..errors import WebSocketClosedError
-from .arguments import read_arguments
+from ..errors import WebSocketClosedError, WebSocketError
+from .arguments import read_arguments, read_bytes
 from .command import Command
+from .completion import complete_argument, complete_target, complete_tool
 from .failures import Failure
 from .options import Access, Pairs, access_options
-from .output import console, waiting
-from .running import run
+from .output import note, waiting
+from .running import beside, run
 from .source import Source, open_manual, read_source, select_tool
+from .traffic import Traffic
+from .typed import Lines, open_lines
 
 __all__ = ["listen"]
 
@@ -51,27 +53,51 @@ _CONNECTION = (
     "on_close",
 )
 _NORMAL = (1000, 1001, 1005)
-_SHOWN_BYTES = 64
 
-Show = Callable[[str, "str | bytes | WebSocketClosedError"], None]
 Found = tuple[WebSocketCallTemplate, dict[str, Any]]
+_SEND_OPTION = re.compile(r"--send(-hex)?(=.*)?", re.DOTALL)
 
 
-@click.command(cls=Command)
-@click.argument("target", metavar="URL|FILE")
-@click.argument("tool_name", metavar="[TOOL]", required=False)
-@click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1)
-@click.option("--send", "messages", multiple=True, metavar="TEXT", help="Send this text first. May be repeated.")
+class _ListenCommand(Command):
+    """Remembers in which order ``--send`` and ``--send-hex`` were given, which click keeps apart."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = [match for argument in args if (match := _SEND_OPTION.fullmatch(argument)) is not None]
+        ctx.meta["utcp-ws.sent"] = ["hex" if match[1] else "text" for match in given]
+        return super().parse_args(ctx, args)
+
+
+@click.command(
+    cls=_ListenCommand,
+    examples=(
+        "utcp-ws listen ws://localhost:8765",
+        """utcp-ws listen wss://example.com/ws --send '{"op": "hello"}' --for 5""",
+        "utcp-ws listen wss://example.com/ws --send @login.json --send-hex 00ff",
+        "cat messages.txt | utcp-ws listen wss://example.com/ws --json",
+    ),
+)
+@click.argument("target", metavar="URL|FILE", shell_complete=complete_target)
+@click.argument("tool_name", metavar="[TOOL]", required=False, shell_complete=complete_tool)
+@click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1, shell_complete=complete_argument)
+@click.option(
+    "--send",
+    "texts",
+    multiple=True,
+    metavar="TEXT",
+    help="Send a message first: text, or with @FILE a file's content. May be repeated.",
+)
+@click.option("--send-hex", "hexes", multiple=True, metavar="HEX", help="Send a binary message. May be repeated.")
 @click.option("--protocol", help="The subprotocol to offer.")
-@click.option("--count", type=click.IntRange(min=1), help="Stop after so many received messages.")
-@click.option("--for", "seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after so many seconds.")
+@click.option("--count", type=click.IntRange(min=1), help="Stop after this many received messages.")
+@click.option("--for", "seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after this many seconds.")
 @access_options()
 def listen(
     target: str,
     tool_name: str | None,
     pairs: Pairs,
     *,
-    messages: Pairs,
+    texts: Pairs,
+    hexes: Pairs,
     protocol: str | None,
     count: int | None,
     seconds: float | None,
@@ -79,6 +105,9 @@ def listen(
     as_json: bool,
 ) -> None:
     """Show the raw messages of a connection, with time and direction, until it is closed or Ctrl-C.
+
+    At a terminal there is a prompt: each line is a message, arrow keys and Tab bring back what was sent, Ctrl-D ends.
+    From a pipe, too, each line is a message.
 
     Of a FILE it uses what belongs to the connection: address, credentials, login (on_connect) and automatic replies; of
     the manual's own template, or of a TOOL's.
@@ -88,46 +117,89 @@ def listen(
         found = partial(_of_tool, *select_tool(target, tool_name), access, pairs)
     else:
         found = partial(_of_manual, _only(target), access)
-    session = _Session(
-        protocol=protocol,
-        messages=messages,
-        seconds=float("inf") if seconds is None else seconds,
-        count=count,
-        show=_show_json if as_json else _show,
-    )
-    ended = run(partial(_listen, found, session), backend=access.backend)
+    messages = _messages(texts, hexes, click.get_current_context().meta["utcp-ws.sent"])
+    lines = open_lines(prompt=True)
+    traffic = Traffic(as_json=as_json, above=lines.above)
+    session = _Session(protocol, messages, math.inf if seconds is None else seconds, count, traffic, lines)
+    try:
+        ended = run(partial(_listen, found, session), backend=access.backend)
+    finally:
+        lines.close()
     if ended is not None and ended.code not in _NORMAL:
         raise ended
+
+
+def _messages(texts: Pairs, hexes: Pairs, order: list[str]) -> list[str | bytes]:
+    """What is sent first, in the order in which it was given."""
+    kinds: dict[str, Iterator[str | bytes]] = {"text": map(_text, texts), "hex": map(_from_hex, hexes)}
+    if sorted(order) != ["hex"] * len(hexes) + ["text"] * len(texts):
+        # A value that looks like one of the options.
+        return [*kinds["text"], *kinds["hex"]]
+    return [next(kinds[kind]) for kind in order]
+
+
+def _text(text: str) -> str | bytes:
+    if not text.startswith("@"):
+        return text
+    try:
+        data = read_bytes(text[1:])
+    except OSError as error:
+        raise Failure(f"--send {text}: {error.strerror}") from None
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
+
+
+def _from_hex(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        pass
+    raise Failure(f"--send-hex {text}: write bytes in hexadecimal, such as 00ff10")
 
 
 @dataclass(frozen=True)
 class _Session:
     protocol: str | None
-    messages: Pairs
+    messages: list[str | bytes]
     seconds: float
     count: int | None
-    show: Show
+    traffic: Traffic
+    lines: Lines
 
 
 async def _listen(found: Callable[[], Awaitable[Found]], session: _Session) -> WebSocketClosedError | None:
     """Connect and show what comes and goes; why the peer closed the connection, if it did."""
     connection = await _connect(await found(), session)
     try:
-        with anyio.move_on_after(session.seconds):
+        with anyio.move_on_after(session.seconds) as scope:
             await connection.log_in()
-            for text in session.messages:
-                await connection.send(text)
-            received = 0
-            while received != session.count:
-                await connection.receive()
-                received += 1
+            for data in session.messages:
+                await connection.send(data)
+            async with beside(partial(_send_lines, connection, session, scope)):
+                received = 0
+                while received != session.count:
+                    await connection.receive()
+                    received += 1
         return None
     except WebSocketClosedError as error:
-        session.show("closed", error)
+        session.traffic.closed(error.code, error.reason)
         return error
     finally:
         connection.retire("enough was heard")
         await connection.aclose()  # noqa: ASYNC102 - shields and bounds itself
+
+
+async def _send_lines(connection: Connection, session: _Session, scope: anyio.CancelScope) -> None:
+    while (line := await session.lines.next()) is not None:
+        try:
+            await connection.send(line)
+        except WebSocketError:
+            # The task that receives finds out why.
+            return
+    if session.lines.ends_session:
+        scope.cancel()
 
 
 async def _connect(found: Found, session: _Session) -> Connection:
@@ -144,16 +216,16 @@ async def _connect(found: Found, session: _Session) -> Connection:
     request = prepare(plan, "", arguments, manual=template.name)
     with waiting(f"connecting to {request.endpoint.display_url}"):
         opened = await Connector(Network(), Counters()).connect(request.endpoint, plan)
-    console(err=True).print(f"connected to {request.endpoint.display_url}", style="dim")
-    return Connection(_ShownWire(opened.wire, session.show), settings, display_url=opened.display_url)
+    note(f"connected to {request.endpoint.display_url}")
+    return Connection(_ShownWire(opened.wire, session.traffic), settings, display_url=opened.display_url)
 
 
 class _ShownWire(Wire):
     """A wire that shows every message that goes over it."""
 
-    def __init__(self, wire: Wire, show: Show) -> None:
+    def __init__(self, wire: Wire, traffic: Traffic) -> None:
         self._wire = wire
-        self._show = show
+        self._traffic = traffic
 
     def current_time(self) -> float:
         return self._wire.current_time()
@@ -170,11 +242,11 @@ class _ShownWire(Wire):
 
     async def send(self, data: str | bytes, fragment: int | None = None) -> None:
         await self._wire.send(data, fragment)
-        self._show("sent", data)
+        self._traffic.message("sent", data)
 
     async def receive(self) -> str | bytes:
         data = await self._wire.receive()
-        self._show("received", data)
+        self._traffic.message("received", data)
         return data
 
     def interrupt(self) -> None:
@@ -183,7 +255,7 @@ class _ShownWire(Wire):
     def take_nowait(self) -> deque[str | bytes]:
         taken = self._wire.take_nowait()
         for data in taken:
-            self._show("received", data)
+            self._traffic.message("received", data)
         return taken
 
     def ping_nowait(self, answered: Callable[[], None]) -> bool:
@@ -197,34 +269,6 @@ class _ShownWire(Wire):
 
     def abort(self) -> None:
         self._wire.abort()
-
-
-def _show(what: str, content: str | bytes | WebSocketClosedError) -> None:
-    """A line: the time, the direction as curl has it, and the message."""
-    mark = {"sent": ">", "received": "<", "closed": "x"}[what]
-    if isinstance(content, WebSocketClosedError):
-        text = f"closed: {content.code} {content.reason}".rstrip()
-    elif isinstance(content, str):
-        text = content
-    else:
-        more = " …" if len(content) > _SHOWN_BYTES else ""
-        text = f"binary, {len(content)} bytes: {content[:_SHOWN_BYTES].hex(' ')}{more}"
-    time = datetime.now(UTC).astimezone()
-    click.secho(f"{time:%H:%M:%S}.{time.microsecond // 1000:03} ", dim=True, nl=False)
-    click.secho(f"{mark} ", fg={"sent": "cyan", "received": "green", "closed": "red"}[what], nl=False)
-    click.echo(text)
-
-
-def _show_json(what: str, content: str | bytes | WebSocketClosedError) -> None:
-    """The same as a JSON object; binary messages in base64."""
-    shown: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": what}
-    if isinstance(content, WebSocketClosedError):
-        shown |= {"code": content.code, "reason": content.reason}
-    elif isinstance(content, str):
-        shown["text"] = content
-    else:
-        shown["binary"] = base64.b64encode(content).decode()
-    click.echo(json.dumps(shown, ensure_ascii=False))
 
 
 def _only(target: str) -> Source:

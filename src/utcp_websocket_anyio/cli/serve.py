@@ -17,6 +17,7 @@ import anyio
 import click
 
 from .._server.server import ToolServer
+from .command import Command
 from .failures import Failure, as_failures
 from .output import console
 from .running import run
@@ -24,7 +25,7 @@ from .running import run
 __all__ = ["serve", "server_of"]
 
 
-@click.command()
+@click.command(cls=Command, examples=("utcp-ws serve tools.py", "utcp-ws serve package.tools --port 9000"))
 @click.argument("module", metavar="MODULE")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any free one.")

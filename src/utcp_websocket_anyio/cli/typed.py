@@ -1,0 +1,250 @@
+"""What is typed while a command runs: lines of a pipe, or a prompt below the messages.
+
+Reading stdin blocks, and what blocks in a thread cannot be cancelled; so the thread is a daemon, which the process does
+not wait for. It reads the descriptor itself, because a thread that is left inside of `sys.stdin` keeps its lock. At a
+prompt it is inside of readline, which has the terminal in its hands: `Prompt.close` gives it back.
+
+readline is what Unix has. Without it, on Windows, the console edits the line and remembers what was typed.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, Protocol
+
+from .._net.wakeup import Wakeup
+from .output import console
+
+__all__ = ["Lines", "Prompt", "open_lines"]
+
+_PROMPT = "> "
+_MAX_WAITING = 100
+_CHUNK = 65536
+
+
+class Lines(Protocol):
+    """Where lines come from."""
+
+    ends_session: bool
+    """True if there is nothing left to do when they end: somebody typed Ctrl-D."""
+
+    async def next(self) -> str | None:
+        """The next line without its end; None after the last one."""
+
+    @contextmanager
+    def above(self) -> Iterator[None]:
+        """Write something in this block; the prompt, if there is one, stays below it."""
+
+    def close(self) -> None:
+        """Stop reading."""
+
+
+def open_lines(*, prompt: bool) -> Lines:
+    """The lines of stdin: with a prompt if it and stdout are a terminal.
+
+    Args:
+        prompt: False if it is not to be talked to.
+    """
+    if prompt and sys.stdin.isatty() and sys.stdout.isatty():
+        return Prompt()
+    return Pipe()
+
+
+class _Reader:
+    """A thread that reads lines for a task of whichever event loop."""
+
+    ends_session = False
+
+    def __init__(self) -> None:
+        self._lines: deque[str | None] = deque()
+        # The thread must not read a large file into memory ahead of a slow endpoint.
+        self._room = threading.Semaphore(_MAX_WAITING)
+        self._wakeup: Wakeup | None = None
+        self._started = False
+
+    async def next(self) -> str | None:
+        """The next line without its end; None after the last one."""
+        if not self._started:
+            self._started = True
+            threading.Thread(target=self._run, name="utcp-ws stdin", daemon=True).start()
+        while not self._lines:
+            self._wakeup = Wakeup()
+            # The thread may have come in between; what it puts after this line, it wakes for.
+            if not self._lines:
+                await self._wakeup.wait()
+        self._room.release()
+        return self._lines.popleft()
+
+    def _run(self) -> None:
+        try:
+            for line in self._read():
+                self._put(line)
+        except (OSError, ValueError):
+            # stdin was closed.
+            pass
+        self._put(None)
+
+    def _put(self, line: str | None) -> None:
+        self._room.acquire()
+        self._lines.append(line)
+        if self._wakeup is not None:
+            self._wakeup.set()
+
+    def _read(self) -> Iterator[str]:
+        raise NotImplementedError
+
+
+class Pipe(_Reader):
+    """Lines from a pipe, a file, or a terminal whose output goes elsewhere."""
+
+    @contextmanager
+    def above(self) -> Iterator[None]:
+        yield
+
+    def close(self) -> None:
+        """Leave the thread behind; it holds nothing."""
+
+    def _read(self) -> Iterator[str]:
+        try:
+            descriptor = sys.stdin.fileno()
+        except (OSError, ValueError):
+            # stdin is no file, as in a test.
+            yield from (line.rstrip("\r\n") for line in sys.stdin)
+            return
+        decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        rest = ""
+        while data := os.read(descriptor, _CHUNK):
+            *lines, rest = (rest + decoder.decode(data)).split("\n")
+            yield from (line.removesuffix("\r") for line in lines)
+        if rest := rest + decoder.decode(b"", final=True):
+            yield rest
+
+
+class Prompt(_Reader):
+    """A prompt in the last line of a terminal, with history and completion of what was typed before.
+
+    Two threads write to the terminal: readline echoes what is typed, and the event loop's writes messages above it. The
+    lock keeps one out while the other draws the prompt; from then on readline only writes when a key is pressed.
+    """
+
+    ends_session = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._readline = _optional("readline")
+        self._restore = _terminal_restorer()
+        self._drawing = threading.Lock()
+        self._taken = threading.Event()
+        self._holds = False
+        self._is_open = False
+        self._typed: list[str] = []
+        if self._readline is not None:
+            _prepare(self._readline, self._completed)
+            self._readline.set_pre_input_hook(self._opened)
+
+    async def next(self) -> str | None:
+        # What was typed before has been sent and shown by now; there may be a prompt again.
+        self._taken.set()
+        return await super().next()
+
+    @contextmanager
+    def above(self) -> Iterator[None]:
+        with self._drawing:
+            redraw = self._is_open and not console().is_dumb_terminal
+            if redraw:
+                _clear_line(self._shown())
+            yield
+            if redraw:
+                sys.stdout.write(self._shown())
+                sys.stdout.flush()
+
+    def close(self) -> None:
+        """Take the prompt away and give the terminal back as it was."""
+        with self._drawing:
+            if self._is_open:
+                self._is_open = False
+                _clear_line(self._shown())
+        self._restore()
+
+    def _shown(self) -> str:
+        return _PROMPT + ("" if self._readline is None else self._readline.get_line_buffer())
+
+    def _read(self) -> Iterator[str]:
+        while (line := self._ask()) is not None:
+            if line.strip():
+                self._typed.append(line)
+                self._taken.clear()
+                yield line
+                self._taken.wait()
+
+    def _ask(self) -> str | None:
+        self._drawing.acquire()
+        self._holds = True
+        if self._readline is None:
+            self._opened()
+        try:
+            line = input(_PROMPT)
+        except EOFError:
+            line = None
+        if self._holds:
+            # The hook was not called, because there was nothing to wait for.
+            self._opened()
+        with self._drawing:
+            self._is_open = False
+            if not console().is_dumb_terminal:
+                # What is sent is shown with its time; the line that was typed makes room for it.
+                if line is not None:
+                    sys.stdout.write("\x1b[1A")
+                _clear_line(_PROMPT + (line or ""))
+        return line
+
+    def _opened(self) -> None:
+        """The prompt is there, and readline waits for a key."""
+        self._is_open = True
+        self._holds = False
+        self._drawing.release()
+
+    def _completed(self, text: str, state: int) -> str | None:
+        found = [line for line in dict.fromkeys(reversed(self._typed)) if line.startswith(text)]
+        return found[state] if state < len(found) else None
+
+
+def _clear_line(shown: str) -> None:
+    """Remove what is shown in the last line or, where it is longer than that, the last lines."""
+    above = max(0, len(shown) - 1) // max(1, console().width)
+    sys.stdout.write((f"\x1b[{above}A" if above else "") + "\r\x1b[J")
+    sys.stdout.flush()
+
+
+def _prepare(readline: ModuleType, complete: Callable[[str, int], str | None]) -> None:
+    readline.set_completer(complete)
+    # The whole line is what is completed.
+    readline.set_completer_delims("")
+    libedit = "libedit" in (readline.__doc__ or "")
+    readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
+
+
+def _terminal_restorer() -> Callable[[], None]:
+    termios: Any = _optional("termios")
+    if termios is None:
+        return lambda: None
+    try:
+        attributes = termios.tcgetattr(sys.stdin.fileno())
+    except (OSError, ValueError, termios.error):
+        return lambda: None
+    return lambda: termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, attributes)
+
+
+def _optional(name: str) -> ModuleType | None:
+    """A module of the standard library that not every system has."""
+    try:
+        return __import__(name)
+    except ImportError:
+        return None
