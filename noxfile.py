@@ -18,7 +18,7 @@ nox.options.sessions = ["lint", "types", "tests", "lowest", "coverage", "docs", 
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
 
-PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.14t", "3.15"]
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 MEASURE = ["--cov", "--cov-report=", "--cov-fail-under=0"]
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -30,6 +30,14 @@ TESTED: list[str] = []  # the Pythons that this run of nox has tested with
 ASYNC_RULES = ["--isolated", "--select", "ASYNC1,ASYNC2,ASYNC3,ASYNC4"]
 ASYNC_RULES_OFF = {"src": "ASYNC127", "examples": "ASYNC124,ASYNC127", "tests": "ASYNC110,ASYNC124,ASYNC127"}
 
+# What the repository's host reads, by the schema that it has for it.
+GITHUB = {
+    "github-workflows": "workflows/*.yml",
+    "dependabot": "dependabot.yml",
+    "github-issue-forms": "ISSUE_TEMPLATE/[!c]*.yml",
+    "github-issue-config": "ISSUE_TEMPLATE/config.yml",
+}
+
 
 def group(name: str) -> list[str]:
     """The requirements of a dependency group (PEP 735)."""
@@ -38,10 +46,13 @@ def group(name: str) -> list[str]:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, and the rules for asynchronous code."""
+    """Style, the rules for asynchronous code, and the forms of .github."""
     session.install(*group("lint"))
     session.run("ruff", "check", *SOURCES)
     session.run("ruff", "format", "--check", *SOURCES)
+    for schema, files in GITHUB.items():
+        paths = [str(path) for path in sorted(Path(".github").glob(files))]
+        session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *paths)
     for folder, off in ASYNC_RULES_OFF.items():
         session.run("flake8", *ASYNC_RULES, "--extend-ignore", off, folder)
 
