@@ -14,6 +14,7 @@ from utcp.data.tool import Tool
 
 from .failures import Failure
 from .source import did_you_mean
+from .typed import Chunks
 
 __all__ = ["read_arguments", "read_bytes", "signature", "types_of"]
 
@@ -51,7 +52,12 @@ def read_arguments(tool: Tool, pairs: Iterable[str], args_json: str | None = Non
         if key.endswith(":"):
             arguments[name] = _json(name, text)
         elif text.startswith("@"):
-            arguments[name] = _content(name, text[1:], types, as_bytes=name in _sent_as_bytes(tool))
+            as_bytes = _sent_as_bytes(tool)
+            if text == "@-" and (size := as_bytes.get(name)) is not None:
+                # It is sent while it comes: a microphone has no end to wait for.
+                arguments[name] = Chunks(size)
+            else:
+                arguments[name] = _content(name, text[1:], types, as_bytes=name in as_bytes)
         else:
             arguments[name] = _typed(name, text, types)
     unknown = sorted(arguments.keys() - schemas.keys())
@@ -137,19 +143,25 @@ def _content(name: str, where: str, types: tuple[str, ...], *, as_bytes: bool) -
     return text if not types or "string" in types else _typed(name, text, types)
 
 
-def _sent_as_bytes(tool: Tool) -> set[str]:
-    """The arguments that the call template sends as bytes: those of binary messages and of ``send_each``."""
-    return set(_in_bytes(CallTemplateSerializer().to_dict(tool.tool_call_template)))
+def _sent_as_bytes(tool: Tool) -> dict[str, int | None]:
+    """The arguments that the call template sends as bytes, and for ``send_each`` in pieces of which size."""
+    return dict(_in_bytes(CallTemplateSerializer().to_dict(tool.tool_call_template)))
 
 
-def _in_bytes(value: Any) -> Iterator[str]:
+def _in_bytes(value: Any) -> Iterator[tuple[str, int | None]]:
     if isinstance(value, list):
         for item in value:
             yield from _in_bytes(item)
     elif isinstance(value, dict):
         for key, item in value.items():
-            of_bytes = (key == "data" and value.get("type") == "binary") or (key == "of" and "message" in value)
-            yield from _arguments_in(item) if of_bytes else _in_bytes(item)
+            if key == "data" and value.get("type") == "binary":
+                yield from ((name, None) for name in _arguments_in(item))
+            elif key == "of" and "message" in value:
+                size = value.get("chunk")
+                known = isinstance(size, int) and size > 0
+                yield from ((name, size if known else None) for name in _arguments_in(item))
+            else:
+                yield from _in_bytes(item)
 
 
 def _arguments_in(value: Any) -> Iterator[str]:

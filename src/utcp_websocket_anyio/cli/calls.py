@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import click
 from utcp.data.tool import Tool
+from utcp.exceptions import UtcpVariableNotFound
 
 from .._client.client import AnyioUtcpClient
 from .._templates.call_template import WebSocketCallTemplate
@@ -107,7 +108,8 @@ class _Request:
         """A client that knows the tool, the tool, and the arguments."""
         async with open_manual(self.source, self.access) as manual:
             tool = manual.tool(self.name)
-            yield manual.client, tool, read_arguments(tool, self.pairs, self.args_json)
+            with _as_tool_failures(tool):
+                yield manual.client, tool, read_arguments(tool, self.pairs, self.args_json)
 
     def too_late(self) -> Failure:
         limit = f"{self.access.timeout:g} s"
@@ -119,6 +121,25 @@ async def _call(request: _Request) -> Any:
         with anyio.move_on_after(request.access.timeout):
             return await client.call_tool(tool.name, arguments)
         raise request.too_late()
+
+
+@contextmanager
+def _as_tool_failures(tool: Tool) -> Iterator[None]:
+    """Make a failure of whatever the plugin of another protocol raises."""
+    kind = tool.tool_call_template.call_template_type
+    failure: Failure | None = None
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit, BrokenPipeError, UtcpVariableNotFound, ValueError):
+        raise
+    except Exception as error:
+        if kind == "websocket":
+            raise
+        failure = Failure(
+            f"the {kind} tool failed: {str(error) or type(error).__name__}", code=1, kind=type(error).__name__
+        )
+    if failure is not None:
+        raise failure
 
 
 class _Silence:

@@ -26,7 +26,7 @@ from .explain import explain
 from .failures import Failure
 from .lint import lint_arguments, lint_manual, lint_template, suggestions
 from .options import Access, Pairs, access_options
-from .output import cell, console, echo, json_text, paint, print_table
+from .output import cell, console, echo, json_text, print_table
 from .source import Source, is_url, no_tool, read_source
 
 __all__ = ["check"]
@@ -87,7 +87,7 @@ def check(target: str, tool_name: str | None, pairs: Pairs, *, strict: bool, acc
     else:
         _show(findings)
         counted = f", {warnings} warning{'' if warnings == 1 else 's'}" if warnings else ""
-        echo(paint(f"valid{counted}", err=True, fg="yellow" if warnings else "green"), err=True)
+        echo(f"valid{counted}", style={"fg": "yellow" if warnings else "green"}, err=True)
     if strict and warnings:
         raise Failure(f"{warnings} warning{'' if warnings == 1 else 's'}, with --strict", code=1, kind="Warnings")
 
@@ -110,7 +110,7 @@ def _findings(source: Source, access: Access, tool_name: str | None, pairs: Pair
     else:
         if tool_name is None:
             notes = [*_without_value(source.template, source, access)]
-            if not tools:
+            if not tools or any("tool_call_template" not in tool for tool in template.tools or ()):
                 notes += suggestions(source.template)
             yield _Finding(source.name, "", explain(source.template), warnings, notes)
         written = {tool["name"]: tool for tool in template.tools or ()}
@@ -136,9 +136,8 @@ def _of_tool(tool: Tool, written: Any, source: Source, access: Access, pairs: Pa
     if own is not None or pairs is not None:
         finding.words = explain(values)
         finding.warnings += lint_template(own if own is not None else values)
-        finding.notes += _without_value(own or values, source, access)
+        finding.notes += [*_without_value(own or values, source, access), *suggestions(values)]
     finding.warnings += lint_arguments(values, written.get("inputs"))
-    finding.notes += suggestions(values)
     if pairs is not None:
         resolved = WebSocketCallTemplateSerializer().validate_dict(_given(values, access.variables))
         schemas = tool.inputs.properties or {}

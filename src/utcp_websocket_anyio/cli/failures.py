@@ -28,7 +28,7 @@ CLOSED_PIPE = 141
 
 EXIT_CODES = {
     0: "done",
-    1: "the tool answered with an error, or the file that was checked is not valid",
+    1: "the tool answered with an error, or a checked file is not valid",
     2: "usage error; nothing was sent",
     3: "could not connect",
     4: "the credentials were refused",

@@ -14,15 +14,17 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from .._net.wakeup import Wakeup
 from .output import console
 
-__all__ = ["Lines", "Prompt", "open_lines"]
+__all__ = ["Chunks", "Lines", "Pipe", "Prompt", "open_lines"]
+
+Item = TypeVar("Item")
 
 _PROMPT = "> "
 _MAX_WAITING = 100
@@ -57,51 +59,89 @@ def open_lines(*, prompt: bool) -> Lines:
     return Pipe()
 
 
-class _Reader:
-    """A thread that reads lines for a task of whichever event loop."""
+class _Reader(Generic[Item]):
+    """A thread that reads items for a task of whichever event loop."""
 
     ends_session = False
 
     def __init__(self) -> None:
-        self._lines: deque[str | None] = deque()
+        self._items: deque[Item | None] = deque()
         # The thread must not read a large file into memory ahead of a slow endpoint.
         self._room = threading.Semaphore(_MAX_WAITING)
         self._wakeup: Wakeup | None = None
         self._started = False
 
-    async def next(self) -> str | None:
-        """The next line without its end; None after the last one."""
+    async def next(self) -> Item | None:
+        """The next item; None after the last one."""
         if not self._started:
             self._started = True
             threading.Thread(target=self._run, name="utcp-ws stdin", daemon=True).start()
-        while not self._lines:
+        while not self._items:
             self._wakeup = Wakeup()
             # The thread may have come in between; what it puts after this line, it wakes for.
-            if not self._lines:
+            if not self._items:
                 await self._wakeup.wait()
         self._room.release()
-        return self._lines.popleft()
+        return self._items.popleft()
 
     def _run(self) -> None:
         try:
-            for line in self._read():
-                self._put(line)
+            for item in self._read():
+                self._put(item)
         except (OSError, ValueError):
             # stdin was closed.
             pass
         self._put(None)
 
-    def _put(self, line: str | None) -> None:
+    def _put(self, item: Item | None) -> None:
         self._room.acquire()
-        self._lines.append(line)
+        self._items.append(item)
         if self._wakeup is not None:
             self._wakeup.set()
 
-    def _read(self) -> Iterator[str]:
+    def _read(self) -> Iterator[Item]:
         raise NotImplementedError
 
 
-class Pipe(_Reader):
+class Chunks(_Reader[bytes]):
+    """The bytes of stdin as they come, in pieces of a size; only the last one may be shorter."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if (piece := await self.next()) is None:
+            raise StopAsyncIteration
+        return piece
+
+    def _read(self) -> Iterator[bytes]:
+        held = b""
+        for data in _stdin():
+            held += data
+            while len(held) >= self._size:
+                yield held[: self._size]
+                held = held[self._size :]
+        if held:
+            yield held
+
+
+def _stdin() -> Iterator[bytes]:
+    """What comes on stdin, when it comes."""
+    try:
+        descriptor = sys.stdin.fileno()
+    except (OSError, ValueError):
+        # stdin is no file, as in a test.
+        yield sys.stdin.buffer.read()
+        return
+    while data := os.read(descriptor, _CHUNK):
+        yield data
+
+
+class Pipe(_Reader[str]):
     """Lines from a pipe, a file, or a terminal whose output goes elsewhere."""
 
     @contextmanager
@@ -112,22 +152,16 @@ class Pipe(_Reader):
         """Leave the thread behind; it holds nothing."""
 
     def _read(self) -> Iterator[str]:
-        try:
-            descriptor = sys.stdin.fileno()
-        except (OSError, ValueError):
-            # stdin is no file, as in a test.
-            yield from (line.rstrip("\r\n") for line in sys.stdin)
-            return
         decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
         rest = ""
-        while data := os.read(descriptor, _CHUNK):
+        for data in _stdin():
             *lines, rest = (rest + decoder.decode(data)).split("\n")
             yield from (line.removesuffix("\r") for line in lines)
         if rest := rest + decoder.decode(b"", final=True):
             yield rest
 
 
-class Prompt(_Reader):
+class Prompt(_Reader[str]):
     """A prompt in the last line of a terminal, with history and completion of what was typed before.
 
     Two threads write to the terminal: readline echoes what is typed, and the event loop's writes messages above it. The
