@@ -111,6 +111,13 @@ def endpoints(session: nox.Session) -> None:
 
 
 @nox.session
+def proxies(session: nox.Session) -> None:
+    """Calls through tinyproxy, squid and microsocks, which are installed here; what cannot be is skipped."""
+    session.install(".", *group("test"))
+    session.run("pytest", "-rs", "tests/proxies", *session.posargs)
+
+
+@nox.session
 def autobahn(session: nox.Session) -> None:
     """Autobahn's cases for WebSocket clients, with every engine; such as ``nox -s autobahn -- '6.*'``."""
     wstest = shutil.which("wstest") or install_wstest(session)

@@ -81,7 +81,6 @@ async def ask(server: HttpServer, method: str = "GET", path: str = "/", **option
 
 
 async def test_every_kind_of_body_is_sent_with_its_type() -> None:
-    form = "application/x-www-form-urlencoded"
     async with serve_http(answering({})) as server:
         for options, body, media_type in (
             ({"json": {"a": [1, "é", None]}}, b'{"a": [1, "\\u00e9", null]}', "application/json"),

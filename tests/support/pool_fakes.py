@@ -37,35 +37,29 @@ class FakeWire:
 
 
 class FakeConnection:
-    def __init__(self, settings: FakeConnectionSettings) -> None:
-        self.settings = settings
-        self.is_shared = settings.multiplex
-        self.is_in_use = False
+    def __init__(self, plan: FakeConnectionSettings) -> None:
+        self.plan = plan
         self.wire = FakeWire()
         self.error: WebSocketError | None = None
         self.retired = False
         self.why = ""
-        self.may_get_stray_response = False
-        self.has_unread_data = False
+        self.unanswered = False
+        self.quiet = True
         self.on_lost: Any = None
         self.may_close = anyio.Event()
         self.may_close.set()
         self.closed = anyio.Event()
 
     @property
-    def is_available(self) -> bool:
+    def usable(self) -> bool:
         return self.error is None and not self.retired
 
-    @property
-    def is_over(self) -> bool:
-        return not self.is_available
-
-    def start(self) -> None:
+    def start(self, task_group: Any, deadlines: Any) -> None:
         pass
 
-    async def drain(self) -> None:
+    async def settle(self) -> None:
         await checkpoint()
-        self.has_unread_data = False
+        self.quiet = True
 
     def retire(self, why: str) -> None:
         self.retired = True

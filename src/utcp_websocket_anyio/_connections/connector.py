@@ -15,12 +15,8 @@ from .._net.transport import Network
 from .._wire import Target, open_wire
 from ..errors import WebSocketAuthError, WebSocketConnectionError, WebSocketError, WebSocketTimeoutError
 from .connection import Connection
-from .exclusive import ExclusiveConnection
-from .multiplexed import MultiplexedConnection
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
-
     from .._templates.plan import Endpoint, Plan
     from .statistics import Counters
 
@@ -46,7 +42,7 @@ class Connector:
         self._counters = counters
         self._tokens = tokens or TokenCache()
 
-    async def connect(self, endpoint: Endpoint, plan: Plan, tasks: TaskGroup) -> Connection:
+    async def connect(self, endpoint: Endpoint, plan: Plan) -> Connection:
         """Open a connection within `plan.connection_timeout` seconds, login included.
 
         Cancelling it leaves nothing open.
@@ -63,7 +59,7 @@ class Connector:
         with anyio.move_on_after(plan.connection_timeout):
             while True:
                 try:
-                    return await self._connect_once(endpoint, plan, tasks)
+                    return await self._connect_once(endpoint, plan)
                 except WebSocketConnectionError as error:
                     failure = error
                 if not failure.transient or retries == plan.reconnect_attempts:
@@ -83,22 +79,22 @@ class Connector:
             f"no connection within {plan.connection_timeout:g} s", phase="connect", endpoint=endpoint.display_url
         )
 
-    async def _connect_once(self, endpoint: Endpoint, plan: Plan, tasks: TaskGroup) -> Connection:
+    async def _connect_once(self, endpoint: Endpoint, plan: Plan) -> Connection:
         """One attempt; a second one with a fresh token when the server refuses the cached one."""
         auth = plan.auth
         if not isinstance(auth, OAuth2Auth):
-            return await self._handshake(endpoint, plan, None, tasks)
+            return await self._handshake(endpoint, plan, None)
         token = await self._tokens.token(auth, network=self.network, endpoint=endpoint.display_url)
         try:
-            return await self._handshake(endpoint, plan, token, tasks)
+            return await self._handshake(endpoint, plan, token)
         except WebSocketAuthError as error:
             if error.status != 401:
                 raise
             self._tokens.discard(auth, token)
         token = await self._tokens.token(auth, network=self.network, endpoint=endpoint.display_url)
-        return await self._handshake(endpoint, plan, token, tasks)
+        return await self._handshake(endpoint, plan, token)
 
-    async def _handshake(self, endpoint: Endpoint, plan: Plan, token: str | None, tasks: TaskGroup) -> Connection:
+    async def _handshake(self, endpoint: Endpoint, plan: Plan, token: str | None) -> Connection:
         credentials = handshake_credentials(plan.auth, token)
         settings = endpoint.settings
         target = Target(
@@ -112,12 +108,11 @@ class Connector:
             network=self.network,
         )
         wire = await open_wire(target)
-        kind = MultiplexedConnection if settings.multiplex else ExclusiveConnection
-        connection = kind(wire, settings, display_url=endpoint.display_url, tasks=tasks)
+        connection = Connection(wire, settings, display_url=endpoint.display_url)
         try:
             await connection.log_in()
         except BaseException:
-            connection.abort("the login failed")
+            wire.abort()
             raise
         return connection
 

@@ -1,55 +1,53 @@
-"""What still has to be sent on a connection, and the task that sends it.
+"""What is still to be sent on a shared connection.
 
-A frame that was begun has to be finished, or the connection is lost. So whatever must not be cut off by the
-cancellation of some caller is queued here and sent by one task, in order: all messages of a shared connection, and on
-either kind what the connection says by itself (replies, heartbeats, farewells of calls).
+A frame that was begun has to be finished, or the connection is lost. So the exchanges that share one do not write
+themselves: one task sends what they put here, in order, and a caller that is cancelled neither waits for its frame nor
+cuts it off.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import anyio
 
+if TYPE_CHECKING:
+    from .._wire import Wire
+
 __all__ = ["Outbox", "Outgoing"]
 
-_MAX_UNSENT_REPLIES = 1000
+_UNSENT_REPLIES = 1000
 
 
 class Outgoing:
-    """A queued message.
+    """A message on its way.
 
     Attributes:
-        data: The message; None once it need not be sent any more.
-        is_sent: True if it was sent.
-        is_done: True if it was sent or never will be.
+        data: None once it need not be sent any more.
+        is_sent: Whether it was sent.
+        is_done: Whether it was sent, or never will be.
     """
 
-    __slots__ = ("_done", "data", "is_done", "is_sent")
+    __slots__ = ("_awaited", "data", "is_done", "is_sent")
 
     def __init__(self, data: str | bytes) -> None:
         self.data: str | bytes | None = data
         self.is_sent = False
         self.is_done = False
-        self._done: anyio.Event | None = None
+        self._awaited: anyio.Event | None = None
 
     async def wait(self) -> None:
         """Wait until it is done."""
         if not self.is_done:
-            self._done = anyio.Event()
-            await self._done.wait()
-
-    def withdraw(self) -> None:
-        """Do not send it, unless that has begun; whoever waits for it goes on."""
-        self.data = None
-        self.finish()
+            self._awaited = anyio.Event()
+            await self._awaited.wait()
 
     def finish(self) -> None:
-        """Mark it as done, and wake whoever waits for it."""
+        """It is done."""
         self.is_done = True
-        if self._done is not None:
-            self._done.set()
+        if self._awaited is not None:
+            self._awaited.set()
 
 
 class Outbox:
@@ -58,64 +56,50 @@ class Outbox:
     def __init__(self) -> None:
         self._queue: deque[Outgoing] = deque()
         self._replies: deque[Outgoing] = deque()
-        self._last: Outgoing | None = None
         self._filled: anyio.Event | None = None
         self._closed = False
 
     def post(self, data: str | bytes) -> Outgoing:
         """Queue a message."""
         outgoing = Outgoing(data)
-        if self._closed:
-            outgoing.finish()
-            return outgoing
         self._queue.append(outgoing)
-        self._last = outgoing
-        if self._filled is not None:
-            self._filled.set()
+        self._wake()
         return outgoing
 
-    def reply(self, data: str | bytes) -> None:
-        """Queue a reply to a message, and count it for `wait_for_room`."""
+    async def reply(self, data: str | bytes) -> None:
+        """Queue an automatic reply; waits while many are unsent, so that a peer that only asks is not read any more."""
         replies = self._replies
         while replies and replies[0].is_done:
             replies.popleft()
         replies.append(self.post(data))
-
-    async def wait_for_room(self) -> None:
-        """Wait while many replies are unsent.
-
-        Whoever reads the connection calls it, so that a peer that asks and never listens is not read any further.
-        """
-        while len(self._replies) > _MAX_UNSENT_REPLIES:
-            await self._replies.popleft().wait()
-
-    async def flush(self) -> None:
-        """Wait until everything that is queued now was sent."""
-        if self._last is not None:
-            await self._last.wait()
+        if len(replies) > _UNSENT_REPLIES:
+            await replies[0].wait()
 
     def close(self) -> None:
-        """End `send_all`; what is queued will not be sent."""
+        """Have `send_all` return; what is queued is not sent any more."""
         self._closed = True
         while self._queue:
             self._queue.popleft().finish()
-        if self._filled is not None:
-            self._filled.set()
+        self._wake()
 
-    async def send_all(self, send: Callable[[str | bytes], Awaitable[None]]) -> None:
+    async def send_all(self, wire: Wire) -> None:
         """Send what is queued, now and later, until the outbox is closed.
 
         Raises:
-            WebSocketError: The connection is closed.
+            WebSocketError: The wire is closed.
         """
         while not self._closed:
             while self._queue:
                 outgoing = self._queue.popleft()
                 try:
                     if outgoing.data is not None:
-                        await send(outgoing.data)
+                        await wire.send(outgoing.data)
                         outgoing.is_sent = True
                 finally:
                     outgoing.finish()
             self._filled = anyio.Event()
             await self._filled.wait()
+
+    def _wake(self) -> None:
+        if self._filled is not None:
+            self._filled.set()

@@ -28,6 +28,7 @@ _HEAD_START: Final = 0.25
 """Seconds that an address has to itself before the next one is tried, too."""
 
 _CHUNK = 64 * 1024
+_RECORD_HEADER = 5
 
 
 async def open_tcp(host: str, port: int) -> socket.socket:
@@ -168,7 +169,10 @@ class TLSSession:
 
 
 class TLSStream:
-    """A stream through TLS."""
+    """A stream through TLS.
+
+    It reads one TLS record at a time, and so never a part of one: who takes over the session finds it between two.
+    """
 
     def __init__(self, stream: ByteStream, session: TLSSession) -> None:
         self._stream = stream
@@ -204,9 +208,7 @@ class TLSStream:
                 result = do(*arguments)
             except ssl.SSLWantReadError:
                 await self._flush()
-                if data := await self._stream.receive(_CHUNK):
-                    session.incoming.write(data)
-                else:
+                if not await self._read_record():
                     session.incoming.write_eof()
             except ssl.SSLError:
                 # What is to be said about it: an alert.
@@ -215,6 +217,23 @@ class TLSStream:
             else:
                 await self._flush()
                 return result
+
+    async def _read_record(self) -> bool:
+        """Read a record (RFC 8446, section 5.1); False if the stream ends before it does."""
+        header = b""
+        missing = _RECORD_HEADER
+        while missing:
+            data = await self._stream.receive(missing)
+            if not data:
+                return False
+            self.session.incoming.write(data)
+            missing -= len(data)
+            if len(header) < _RECORD_HEADER:
+                header += data
+                if not missing:
+                    # What is not TLS is not longer than this either, and OpenSSL says what it is.
+                    missing = int.from_bytes(header[3:], "big")
+        return True
 
     async def _flush(self) -> None:
         if data := self.session.outgoing.read():

@@ -1,0 +1,1 @@
+"""Proxies that others wrote, in a session of their own: ``nox -s proxies``."""
