@@ -94,7 +94,7 @@ async def cancelled_after(turns: int, operation: Callable[[], Awaitable[Any]]) -
 async def check(protocol: WebSocketCommunicationProtocol, call_template: WebSocketCallTemplate) -> None:
     """Nobody waits, nothing is lent, and the next call is right."""
     pool = pool_of(protocol)
-    assert all(not site.waiters and not site.slots_lent and not site.opening for site in pool._sites.values())
+    assert all(not site.waiters and not site.slots_lent and not site.opening for site in pool._endpoints.values())
     await call(protocol, call_template)
     statistics = protocol.statistics()
     assert (statistics.waiting, statistics.opening, statistics.active) == (0, 0, 0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from utcp_websocket_anyio._calls.responses import END, SKIP, ResponseClassifier
+from utcp_websocket_anyio._calls.responses import Meaning, ResponseClassifier
 from utcp_websocket_anyio._templates.call_template import WebSocketCallTemplate
 from utcp_websocket_anyio._templates.received import Message, ResponseError
 from utcp_websocket_anyio._templates.values import RenderContext
@@ -17,15 +17,24 @@ LABEL = "wss://example.com/"
 MINE = "the call's own"
 
 
-def judged(data: Any, *, streaming: bool = False, open_ended: bool = False, **fields: Any) -> Any:
-    """The verdict on a message; what is neither str nor bytes comes as JSON, with `MINE` for the call's uuid."""
+def judged(data: Any, *, streaming: bool = False, **fields: Any) -> Any:
+    """What a message means: SKIP, END, or the value of a response.
+
+    Data that is neither str nor bytes is sent as JSON, with `MINE` for the uuid of the call.
+    """
     plan = WebSocketCallTemplate.model_validate({"name": "manual", "url": LABEL, **fields}).plan
     values = RenderContext({"a": 1}, "tool")
     if isinstance(data, (dict, list)):
         data = json.dumps(data).replace(MINE, values.uuid)
-    return ResponseClassifier(plan, values, streaming=streaming, open_ended=open_ended, display_url=LABEL).classify(
-        Message(data)
-    )
+    classifier = ResponseClassifier(plan, values, streaming=streaming, display_url=LABEL)
+    message = Message(data)
+    meaning = classifier.classify(message)
+    if meaning is Meaning.ERROR:
+        raise classifier.tool_error(message)
+    return classifier.value(message) if meaning is Meaning.RESPONSE else meaning
+
+
+SKIP, END = Meaning.SKIP, Meaning.END
 
 
 # The order of the filters
@@ -44,18 +53,13 @@ def test_what_no_filter_means_is_skipped() -> None:
 
 def test_the_error_filter_comes_first() -> None:
     with pytest.raises(WebSocketToolError) as raised:
-        judged({"a": 1}, error_filter={"a": 1}, end_filter={"a": 1}, message_filter={"a": 1}, open_ended=True)
+        judged({"a": 1}, error_filter={"a": 1}, end_filter={"a": 1}, message_filter={"a": 1})
     assert raised.value.response == {"a": 1}
     assert raised.value.endpoint == LABEL
 
 
 def test_the_end_filter_comes_before_the_message_filter_and_is_no_response() -> None:
-    assert judged({"a": 1}, end_filter={"a": 1}, message_filter={"a": 1}, open_ended=True) is END
-
-
-def test_an_end_in_an_exchange_with_a_fixed_count_is_skipped() -> None:
-    assert judged({"a": 1}, end_filter={"a": 1}, message_filter={"a": 1}) is SKIP
-    assert judged({"type": "stream_end", "request_id": MINE}) is SKIP
+    assert judged({"a": 1}, end_filter={"a": 1}, message_filter={"a": 1}) is END
 
 
 @pytest.mark.parametrize(
@@ -129,7 +133,7 @@ def test_an_envelope_of_this_call_is_opened(response_format: str | None, streami
     with pytest.raises(WebSocketToolError) as raised:
         judged({"type": "tool_error", "request_id": MINE, "error": "e"}, response_format=response_format)
     assert raised.value.response["error"] == "e"
-    assert judged({"type": "stream_end", "request_id": MINE}, open_ended=True) is END
+    assert judged({"type": "stream_end", "request_id": MINE}) is END
 
 
 def test_a_binary_envelope_is_opened_and_one_without_a_result_has_null() -> None:
@@ -140,8 +144,8 @@ def test_a_binary_envelope_is_opened_and_one_without_a_result_has_null() -> None
 @pytest.mark.parametrize("space", [" ", "\t", "\r\n", "\n  "])
 def test_an_envelope_may_have_white_space_around_it(space: str) -> None:
     end = space + json.dumps({"type": "stream_end"}) + space
-    assert judged(end, streaming=True, open_ended=True) is END
-    assert judged(end.encode(), streaming=True, open_ended=True) is END
+    assert judged(end, streaming=True) is END
+    assert judged(end.encode(), streaming=True) is END
 
 
 @pytest.mark.parametrize("envelope", [{}, {"request_id": None}], ids=["none", "null"])
@@ -154,8 +158,8 @@ def test_an_envelope_without_request_id_is_one_in_a_stream_only(envelope: dict[s
         judged(error, streaming=True)
     assert judged(error, response_format="json") == error
     end = {**envelope, "type": "stream_end"}
-    assert judged(end, streaming=True, open_ended=True) is END
-    assert judged(end, response_format="json", open_ended=True) == end
+    assert judged(end, streaming=True) is END
+    assert judged(end, response_format="json") == end
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -163,7 +167,7 @@ def test_an_envelope_without_request_id_is_one_in_a_stream_only(envelope: dict[s
 @pytest.mark.parametrize("request_id", ["another", 7, False, "", [], {}])
 def test_the_envelope_of_another_call_is_skipped(streaming: bool, kind: str, request_id: Any) -> None:
     envelope = {"type": kind, "request_id": request_id, "result": 3}
-    assert judged(envelope, streaming=streaming, open_ended=True) is SKIP
+    assert judged(envelope, streaming=streaming) is SKIP
 
 
 @pytest.mark.parametrize("fields", [{"response_format": "raw"}, {"result": {"path": "type"}}], ids=str)
@@ -173,7 +177,7 @@ def test_an_envelope_is_an_ordinary_message_where_raw_or_a_result_is_asked_for(
 ) -> None:
     envelope = json.dumps({"type": kind, "request_id": "another"})
     expected = envelope if "response_format" in fields else kind
-    assert judged(envelope, streaming=True, open_ended=True, **fields) == expected
+    assert judged(envelope, streaming=True, **fields) == expected
 
 
 @pytest.mark.parametrize(
@@ -191,12 +195,12 @@ def test_an_envelope_is_an_ordinary_message_where_raw_or_a_result_is_asked_for(
     ],
 )
 def test_what_is_no_envelope_is_an_ordinary_response(data: str | bytes) -> None:
-    assert judged(data, streaming=True, open_ended=True) == data
+    assert judged(data, streaming=True) == data
 
 
 def test_the_filters_come_before_the_envelope() -> None:
     envelope = {"type": "tool_response", "request_id": MINE, "result": 3}
     assert judged(envelope, message_filter={"type": "other"}) is SKIP
-    assert judged(envelope, end_filter={"type": "tool_response"}, open_ended=True) is END
+    assert judged(envelope, end_filter={"type": "tool_response"}) is END
     with pytest.raises(WebSocketToolError):
         judged(envelope, error_filter={"type": "tool_response"})

@@ -72,7 +72,7 @@ async def test_each_call_gets_its_own_answer_in_whatever_order_they_come() -> No
     assert len(set(server.ids)) == 100
 
 
-async def test_a_late_answer_finds_nobody_and_the_connection_stays() -> None:
+async def test_late_response_is_discarded_and_connection_reused() -> None:
     slow = anyio.Event()
 
     async def script(peer: Peer) -> None:
@@ -195,7 +195,7 @@ async def test_streams_and_calls_share_a_connection() -> None:
 
 
 async def test_a_stream_that_is_not_read_fails_by_itself_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("utcp_websocket_anyio._connections.mailbox._MESSAGES", 50)
+    monkeypatch.setattr("utcp_websocket_anyio._calls.exchange._MAX_QUEUED_MESSAGES", 50)
 
     async def script(peer: Peer) -> None:
         await peer.handshake()

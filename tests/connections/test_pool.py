@@ -33,7 +33,7 @@ class Opener:
     gate: anyio.Event | None = None
     attempts: int = 0
 
-    async def __call__(self, endpoint: FakeEndpoint, plan: FakePlan) -> FakeConnection:
+    async def __call__(self, endpoint: FakeEndpoint, plan: FakePlan, tasks: Any) -> FakeConnection:
         self.attempts += 1
         if self.gate is None:
             await checkpoint()
@@ -54,14 +54,14 @@ async def pool_with(opener: Opener) -> AsyncIterator[Pool]:
             yield pool
             await pool.aclose()
             assert repr(pool) == "<Pool [Connections: 0 open, 0 idle | Calls: 0 waiting]>"
-            assert not pool._sites
+            assert not pool._endpoints
             task_group.cancel_scope.cancel()
 
 
-async def get(pool: Pool, endpoint: Any, plan: Any = None, *, clean: bool = True) -> Any:
+async def get(pool: Pool, endpoint: Any, plan: Any = None, *, reject_stray: bool = True) -> Any:
     plan = plan or FakePlan()
-    connection = pool.claim(endpoint, plan, clean=clean)
-    return connection or await pool.acquire(endpoint, plan, clean=clean)
+    connection = pool.claim(endpoint, reject_stray=reject_stray)
+    return connection or await pool.acquire(endpoint, plan, reject_stray=reject_stray)
 
 
 async def test_a_released_connection_is_used_again() -> None:
@@ -275,7 +275,7 @@ async def test_a_connection_found_dead_is_replaced() -> None:
         second = await get(pool, endpoint)
         assert second is not first
         pool.release(second, endpoint)
-        second.quiet = False
+        second.has_unread_data = True
         second.error = WebSocketClosedError("found while settling")
         third = await get(pool, endpoint, FakePlan(max_connections=5))
         assert third is not second
@@ -290,9 +290,9 @@ async def test_after_an_unanswered_request_only_who_expects_no_answer_gets_the_c
     async with pool_with(opener) as pool:
         first = await get(pool, endpoint, plan)
         pool.release(first, endpoint, unanswered=True)
-        assert await get(pool, endpoint, plan, clean=False) is first
+        assert await get(pool, endpoint, plan, reject_stray=False) is first
         pool.release(first, endpoint)
-        second = await get(pool, endpoint, plan, clean=True)
+        second = await get(pool, endpoint, plan, reject_stray=True)
         assert second is not first
         assert first.retired
         pool.release(second, endpoint)

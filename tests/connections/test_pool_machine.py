@@ -53,7 +53,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.host.done()
         assert self.host.exception() is None
         assert all(isinstance(caller.exception(), WebSocketClosedError) for caller in callers)
-        assert not self.pool._sites
+        assert not self.pool._endpoints
         self.loop.close()
 
     async def live(self) -> None:
@@ -62,7 +62,7 @@ class PoolMachine(RuleBasedStateMachine):
             await self.end.wait()
             await self.pool.aclose()
 
-    async def connect(self, endpoint: Any, plan: Any) -> FakeConnection:
+    async def connect(self, endpoint: Any, plan: Any, tasks: Any) -> FakeConnection:
         future: asyncio.Future[FakeConnection] = self.loop.create_future()
         self.opening.append(future)
         try:
@@ -90,7 +90,7 @@ class PoolMachine(RuleBasedStateMachine):
         if not caller.cancelled() and caller.exception() is None:
             connection = caller.result()
             assert connection not in self.held, "one connection, one exchange"
-            assert connection.usable
+            assert connection.is_available
             self.held.append(connection)
 
     # What callers do
@@ -98,7 +98,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def ask(self) -> None:
         acquire: Any = self.pool.acquire(
-            cast(Any, FakeEndpoint()), cast(Any, FakePlan(max_connections=CAPACITY)), clean=True
+            cast(Any, FakeEndpoint()), cast(Any, FakePlan(max_connections=CAPACITY)), reject_stray=True
         )
         self.callers.append(self.loop.create_task(acquire))
         self.turn()
@@ -173,7 +173,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(noisy=st.booleans())
     def push_something(self, noisy: bool) -> None:
         for connection in self.open:
-            connection.quiet = not noisy
+            connection.has_unread_data = noisy
 
     @rule()
     def deregister(self) -> None:
@@ -196,14 +196,14 @@ class PoolMachine(RuleBasedStateMachine):
     def nobody_waits_while_something_is_free(self) -> None:
         if not hasattr(self, "pool"):
             return
-        for site in self.pool._sites.values():
+        for site in self.pool._endpoints.values():
             assert len(site.connections) + site.slots_lent <= CAPACITY
             assert site.slots_lent == len(self.opening)
             if site.waiters:
                 assert not site.idle
                 assert len(site.connections) + site.slots_lent == CAPACITY
             assert len(site.waiters) == len(self.callers) - len(self.opening)
-        assert self.pool._sites or not (self.callers or self.opening)
+        assert self.pool._endpoints or not (self.callers or self.opening)
 
 
 TestPool = PoolMachine.TestCase

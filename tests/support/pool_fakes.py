@@ -37,29 +37,35 @@ class FakeWire:
 
 
 class FakeConnection:
-    def __init__(self, plan: FakeConnectionSettings) -> None:
-        self.plan = plan
+    def __init__(self, settings: FakeConnectionSettings) -> None:
+        self.settings = settings
+        self.is_shared = settings.multiplex
+        self.is_in_use = False
         self.wire = FakeWire()
         self.error: WebSocketError | None = None
         self.retired = False
         self.why = ""
-        self.unanswered = False
-        self.quiet = True
+        self.may_get_stray_response = False
+        self.has_unread_data = False
         self.on_lost: Any = None
         self.may_close = anyio.Event()
         self.may_close.set()
         self.closed = anyio.Event()
 
     @property
-    def usable(self) -> bool:
+    def is_available(self) -> bool:
         return self.error is None and not self.retired
 
-    def start(self, task_group: Any, deadlines: Any) -> None:
+    @property
+    def is_over(self) -> bool:
+        return not self.is_available
+
+    def start(self) -> None:
         pass
 
-    async def settle(self) -> None:
+    async def drain(self) -> None:
         await checkpoint()
-        self.quiet = True
+        self.has_unread_data = False
 
     def retire(self, why: str) -> None:
         self.retired = True

@@ -143,11 +143,11 @@ async def test_whatever_the_network_does_each_answer_belongs_to_its_call_and_not
             pool = pool_of(protocol)
             statistics = protocol.statistics()
             assert (statistics.waiting, statistics.opening, statistics.active) == (0, 0, 0)
-            assert all(not site.slots_lent and not site.waiters for site in pool._sites.values())
+            assert all(not site.slots_lent and not site.waiters for site in pool._endpoints.values())
             # With the network in order again there is a good answer at once.
             proxy._harm = 0
             await until_answered(protocol, call_template)
-        assert not pool._sites
+        assert not pool._endpoints
     record_property("outcomes", json.dumps(outcomes))
     assert outcomes["right"] > 0, outcomes
     assert outcomes.total() == CALLERS * CALLS

@@ -1,23 +1,31 @@
 """One request and its responses, from sending the first message to the end of the exchange.
 
-What each message means is decided elsewhere (`verdict`). There are two ways to drive an exchange, `collect` for a call
-and the `open`/`next` pair for a stream, and two ways for messages to come: an exclusive exchange takes them from its
-connection itself, a multiplexed one is offered them by the router and keeps its verdicts in a bounded `Mailbox`.
+An exchange talks to a `Channel`, which either kind of connection gives it, and has no branch for the kind. Messages
+come to it by one way, `accept`, which is called where a message is read and decides at once what it means:
 
-What ends an exchange from outside, its deadline (see `deadlines`) or somebody who closes its connection, is recorded in
-it, and the wait that it is in is interrupted.
+=========  ==========================================================================================
+state      what `accept` does with a message
+=========  ==========================================================================================
+OPENING    keeps it for the step that waits, or for the exchange's own filters
+RUNNING    classifies it (`responses`); what means something waits in a bounded queue for the caller
+later      drops it
+=========  ==========================================================================================
+
+The caller takes from that queue, with `collect` for a call or `open` and `next` for a stream, and waits on the channel
+while it is empty. What ends an exchange from outside, its deadline (see `deadlines`) or a close of its connection on
+this side, is recorded in its state, and the wait that it is in is interrupted.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 from collections import ChainMap, deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.lowlevel
 
-from .._connections.mailbox import Mailbox, Raised
 from .._connections.steps import run_steps
 from .._templates.received import Message, ResponseError
 from .._wire import Interrupted
@@ -28,69 +36,91 @@ from ..errors import (
     WebSocketTimeoutError,
     WebSocketToolError,
 )
-from .responses import END, SKIP, ResponseClassifier
+from .responses import Meaning, ResponseClassifier
 
 if TYPE_CHECKING:
-    from .._connections.connection import Connection
-    from .._connections.outbox import Outgoing
+    from .._connections.connection import Channel, Connection
     from .._connections.pool import Pool
-    from .._templates.plan import Step
-    from .._templates.values import RenderContext
     from .request import Request
 
-__all__ = ["Exchange"]
+__all__ = ["END", "Exchange", "State"]
 
 _NORMAL_CLOSURES = (1000, 1001, 1005)
+_MAX_QUEUED_MESSAGES = 10_000
+_MAX_QUEUED_BYTES = 64 * 2**20
+_MAX_PARSED_BYTES = 64 * 1024
+"""Beyond this, queued messages are parsed again when they are taken: parsed JSON takes up to 25 times the memory."""
+_MAX_KEPT_BYTES = 256 * 1024
+
+
+class _End(enum.Enum):
+    END = enum.auto()
+
+
+END: Final = _End.END
+"""What `Exchange.next` returns after the last response."""
+
+
+class State(enum.IntEnum):
+    """How far an exchange has come."""
+
+    OPENING = enum.auto()
+    """It waits for its connection, or runs its `before` steps."""
+
+    RUNNING = enum.auto()
+    """Its request is out, or about to be; messages are responses."""
+
+    COMPLETE = enum.auto()
+    """The server has answered in full, an error included. The connection can be used again."""
+
+    ENDED = enum.auto()
+    """It ended without error, but not by a message: by silence, its duration, or a close."""
+
+    EXPIRED = enum.auto()
+    """Its deadline has passed."""
+
+    FAILED = enum.auto()
+    """An error ended it."""
 
 
 class Exchange:
     """One exchange on a connection of the pool.
 
     Args:
-        request: The call, prepared.
-        pool: Where the connection comes from.
-        streaming: Whether the responses are taken one by one.
+        request: The prepared call.
+        pool: The pool that its connection comes from.
+        streaming: True if the responses are taken one by one.
     """
 
-    correlation: tuple[tuple[str | int, ...], Any] | None = None
     deadline = math.inf
-    slack = 0.0
+    state = State.OPENING
     _connection: Connection | None = None
+    _channel: Channel | None = None
     _failure: WebSocketError | None = None
-    _expired = False
-    _begun = False
-    _over = False
-    _reusable = False
-    # What follows is for a shared connection, where messages come whether they are awaited or not.
-    _step: tuple[Step, RenderContext] | None = None
-    _listening = False
-    _outgoing: Outgoing | None = None
+    _queued_bytes = 0
+    _kept_bytes = 0
 
     def __init__(self, request: Request, *, pool: Pool, streaming: bool) -> None:
         self._request = request
         self._plan = plan = request.plan
-        self._values = request.values
         self._endpoint = request.endpoint
         self._pool = pool
-        self._expected = self._remaining = expected = plan.expected(streaming=streaming)
+        self._values = request.values
+        self._expected = self._remaining = plan.expected(streaming=streaming)
         self._classifier = ResponseClassifier(
-            plan,
-            request.values,
-            streaming=streaming,
-            open_ended=expected is None,
-            display_url=request.endpoint.display_url,
+            plan, request.values, streaming=streaming, display_url=request.endpoint.display_url
         )
-        self._shared = plan.settings.multiplex
-        if self._shared:
-            self._mailbox = Mailbox(plan.settings.max_message_size)
+        self._queue: deque[tuple[Meaning, Message]] = deque()
+        self._pending: deque[Message] = deque()
+        self._kept: list[Message] = []
 
     # Driving
 
     async def collect(self) -> Any:
-        """Run the whole exchange; cancelling it gives its connection up.
+        """Run the whole exchange. Cancelling it closes its connection, unless that is shared.
 
         Returns:
-            The response; a list where the template asks for another number than one; None where it asks for none.
+            The response; a list if the template asks for more or fewer than one; None if it asks for none.
         """
         if self._expected == 0:
             # The only exchange that may have nothing to wait for.
@@ -98,7 +128,7 @@ class Exchange:
         responses: list[Any] = []
         try:
             await self.open()
-            while (response := await self._next()) is not END:
+            while (response := await self.next()) is not END:
                 responses.append(response)
         finally:
             self.finish()
@@ -107,290 +137,290 @@ class Exchange:
         return None if self._expected == 0 else responses
 
     async def open(self) -> None:
-        """Send the request, on a connection that is free. `finish` is to be called afterwards, whatever happens."""
+        """Send the request, on a connection that is free. Call `finish` afterwards, whatever happens."""
         clean = self._expected != 0 and self._plan.message_filter is None
-        connection = self._pool.claim(self._endpoint, self._plan, clean=clean)
+        connection = self._pool.claim(self._endpoint, reject_stray=clean)
         if connection is None:
-            connection = await self._pool.acquire(self._endpoint, self._plan, clean=clean)
-        if not self._shared:
-            connection.attach(self)
+            connection = await self._pool.acquire(self._endpoint, self._plan, reject_stray=clean)
         self._connection = connection
-        self.deadline = connection.wire.current_time() + self._request.timeout
-        self._pool.deadlines.add(self)
+        self._channel = connection.open_channel(self)
+        self._watch_deadline()
         try:
-            await self._begin(connection)
-        except (Interrupted, WebSocketClosedError):
-            if not self._stopped:
-                raise
-        else:
-            return
-        self._end_of_stopped()
+            await self._begin(connection, self._channel)
+        except Interrupted:
+            self._raise_or_end()
+        except WebSocketClosedError as error:
+            self._close(error)
+            self._raise_or_end()
 
     async def next(self) -> Any:
-        """The next response of a stream, or `END`."""
-        if self._connection is not None and self._connection.wire.current_time() >= self.deadline:
-            # Also where messages come so fast that nobody ever waits.
-            self._expired = True
-        if self._stopped:
-            return self._end_of_stopped()
-        response = self._next_nowait()
-        return response if response is not SKIP else await self._next()
-
-    def _next_nowait(self) -> Any:
-        """The next response if it is already there, `END` after the last one, otherwise `SKIP`."""
-        while not self._over:
-            if self._shared:
-                verdict = self._mailbox.pop() if self._mailbox else None
-            else:
-                assert self._connection is not None
-                message = self._connection.receive_nowait()
-                verdict = None if message is None else self._classified(message)
-            if verdict is None:
-                return SKIP
-            if verdict is not SKIP:
-                return self._counted(verdict)
-        return END
+        """The next response, or `END` after the last one."""
+        while True:
+            if self._queue:
+                return self._taken()
+            if self.state > State.RUNNING:
+                return self._raise_or_end()
+            channel = self._channel
+            assert channel is not None
+            if self._pool.clock() >= self.deadline:
+                # Also if messages come so fast that nobody ever waits.
+                self.expire()
+                continue
+            channel.take_in()
+            if not self._queue and self.state is State.RUNNING:
+                await self._wait(channel)
 
     def take_nowait(self) -> deque[Any] | None:
-        """The responses of an open-ended stream that are already there; what ends it is left to `next`."""
-        if self._shared or self._remaining is not None or self._stopped or self._over or self._connection is None:
+        """The responses of an open-ended stream that are there already; what ends it is left to `next`."""
+        if self._remaining is not None or self.state is not State.RUNNING or self._queue:
             return None
-        messages = self._connection.take_nowait()
+        assert self._channel is not None
+        messages = self._channel.take_nowait()
         if messages is None or self._classifier.takes_all(messages):
             return messages
         responses: deque[Any] = deque()
-        try:
-            for data in messages:
-                verdict = self._classified(Message(data))
-                if verdict is END:
-                    self._counted(END)
-                    break
-                if verdict is not SKIP:
-                    responses.append(verdict)
-        except WebSocketError as error:
-            self._failure = error
+        for data in messages:
+            self.accept(Message(data))
+        while self._queue and self._queue[0][0] is Meaning.RESPONSE:
+            try:
+                responses.append(self._taken())
+            except WebSocketError as error:
+                self._failure = error
+                self.state = State.FAILED
+                self._queue.clear()
+                break
         return responses
 
     def finish(self) -> None:
-        """Give the connection back, or up. Synchronous, so that it also serves who was cancelled or abandoned."""
+        """Release or retire the connection. Synchronous, so it is safe after cancellation."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
+        assert self._channel is not None
         self._pool.deadlines.discard(self)
-        if self._shared:
-            connection.leave(self)
-            if self._outgoing is not None:
-                self._outgoing.data = None
+        self._channel.finish()
+        if connection.is_shared:
             return
-        connection.detach(self)
-        if self._reusable and not self._plan.close_after_response:
+        if self.state is State.COMPLETE and not self._plan.close_after_response:
             self._pool.release(connection, self._endpoint, unanswered=self._expected == 0)
         else:
-            self._pool.retire(connection, "the exchange is over" if self._over else "the exchange was given up")
+            is_over = self.state in (State.COMPLETE, State.ENDED)
+            self._pool.retire(connection, "the call is over" if is_over else "closed after a failed call")
 
     def finish_later(self) -> None:
-        """As `finish`, from any thread."""
+        """As `finish`, from any thread and also while no event loop runs: for a finalizer."""
         self._pool.call_later(self.finish)
 
-    async def _begin(self, connection: Connection) -> None:
+    # Sending
+
+    async def _begin(self, connection: Connection, channel: Channel) -> None:
         plan = self._plan
-        self._values.captured = captured = connection.script.captured
-        if self._shared:
-            connection.calls += 1
-            self._values.captured = ChainMap({}, captured)
+        self._values.captured = ChainMap({}, connection.script.captured)
         if plan.before:
-            await self._converse(connection)
+            await self._run_before(connection, channel)
+            # `response_timeout` is for the steps together, and starts again with the request.
+            self._pool.deadlines.discard(self)
+            self._watch_deadline()
         if plan.uses_call_id:
             self._values.call_id = connection.script.next_call_id()
-        if self._shared:
-            await self._post(connection)
-        elif not plan.listen_only:
-            await self._send(self._request.encoded())
-        self._begun = True
+        correlation = None
+        if plan.correlation is not None:
+            path, value = plan.correlation
+            correlation = path, value.render(self._values)
+        channel.listen(correlation)
+        self.state = State.RUNNING
+        if not plan.listen_only:
+            await channel.send(self._request.encoded())
+        for message in (*self._kept, *self._pending):
+            self.accept(message)
+        self._kept.clear()
+        self._pending.clear()
         if self._expected == 0:
-            self._over = self._reusable = True
+            await channel.flush()
+            self.state = State.COMPLETE
 
-    async def _post(self, connection: Connection) -> None:
-        """Begin on a shared connection: join before the request can be answered."""
-        if self._plan.before:
-            connection.leave(self)
-            self._step = None
-        if self._plan.correlation is not None:
-            path, value = self._plan.correlation
-            self.correlation = path, value.render(self._values)
-        connection.join(self)
-        if self._plan.listen_only:
-            self._listening = True
-            return
-        self._outgoing = connection.post(self._request.encoded())
-        self._listening = True
-        if self._expected == 0:
-            await self._outgoing.wait()
-            if not self._outgoing.is_sent:
-                # Why not is in the queue, and is raised.
-                await self._mailbox.take()
-
-    async def _converse(self, connection: Connection) -> None:
-        if self._shared:
-            connection.join(self)
+    async def _run_before(self, connection: Connection, channel: Channel) -> None:
         await run_steps(
             self._plan.before,
             values=lambda: self._values.for_step(connection.script.next_call_id()),
-            send=self._send,
-            receive=self._mailbox.take if self._shared else lambda: connection.receive(self),
+            send=channel.send,
+            receive=self._receive_for_step,
             captured=self._values.captured,
             rejected=lambda index, message: WebSocketToolError(
                 f"the endpoint rejected the step before[{index}]",
                 response=message.content(),
                 endpoint=self._endpoint.display_url,
             ),
-            waiting=self._wait_for_step,
+            skipped=self._keep,
             display_url=self._endpoint.display_url,
         )
 
-    async def _send(self, data: str | bytes) -> None:
-        assert self._connection is not None
-        if self._stopped:
-            raise Interrupted
-        if self._shared:
-            self._connection.post(data)
-        else:
-            await self._connection.send(data)
+    async def _receive_for_step(self) -> Message:
+        while not self._pending:
+            if self.state is not State.OPENING:
+                raise Interrupted
+            assert self._channel is not None
+            await self._channel.wait()
+        return self._pending.popleft()
 
-    # The end from outside
+    def _keep(self, message: Message) -> None:
+        """A step has skipped a message: it may be a notification that came before the answer which tells its id."""
+        if self._plan.message_filter is not None:
+            self._kept.append(message)
+            self._kept_bytes += len(message.data)
+            if self._kept_bytes > _MAX_KEPT_BYTES:
+                raise WebSocketProtocolError(
+                    f"more than {_MAX_KEPT_BYTES // 1024} KiB arrived before the step that was waited for",
+                    endpoint=self._endpoint.display_url,
+                )
+
+    # Receiving
+
+    def accept(self, message: Message) -> None:
+        """Decide what a message means that was read for this exchange."""
+        if self.state is State.OPENING:
+            self._pending.append(message)
+            return
+        if self.state is not State.RUNNING:
+            return
+        try:
+            meaning = self._classifier.classify(message)
+        except WebSocketError as error:
+            self._fail(error)
+            return
+        except (ResponseError, ValueError) as error:
+            self._fail(WebSocketProtocolError(str(error), endpoint=self._endpoint.display_url))
+            return
+        if meaning is Meaning.SKIP:
+            return
+        if meaning is Meaning.END:
+            self._end_of_messages()
+            return
+        if not self._enqueue(meaning, message):
+            return
+        if meaning is Meaning.ERROR:
+            # An answered failure: nothing more comes, and the connection stays good.
+            self.state = State.COMPLETE
+        elif self._remaining is not None:
+            self._remaining -= 1
+            if self._remaining == 0:
+                self.state = State.COMPLETE
+
+    def _end_of_messages(self) -> None:
+        """The server says that there are no more responses."""
+        if self._expected is None:
+            self.state = State.COMPLETE
+            return
+        assert self._remaining is not None
+        came = f"{self._expected - self._remaining} of {self._expected} responses"
+        self._fail(
+            WebSocketProtocolError(f"the server ended the exchange after {came}", endpoint=self._endpoint.display_url)
+        )
+
+    def _enqueue(self, meaning: Meaning, message: Message) -> bool:
+        """Queue a message for the caller; False if the exchange has failed, because nobody takes them."""
+        size = message.size
+        if self._queue and (len(self._queue) >= _MAX_QUEUED_MESSAGES or self._queued_bytes + size > _MAX_QUEUED_BYTES):
+            reason = f"the stream was read too slowly: {len(self._queue)} responses are queued"
+            self._queue.clear()
+            self._fail(WebSocketProtocolError(reason, endpoint=self._endpoint.display_url))
+            return False
+        self._queued_bytes += size
+        # Another exchange on the same connection may accept the same message, and callers may change what they get.
+        self._queue.append((meaning, message.claimed(keep_parsed=self._queued_bytes <= _MAX_PARSED_BYTES)))
+        return True
+
+    def _taken(self) -> Any:
+        """The first response of the queue, as the caller gets it."""
+        meaning, message = self._queue.popleft()
+        self._queued_bytes -= message.size
+        if meaning is Meaning.ERROR:
+            raise self._classifier.tool_error(message)
+        try:
+            return self._classifier.value(message)
+        except (ResponseError, ValueError) as error:
+            reason = str(error)
+        self.state = State.FAILED
+        raise WebSocketProtocolError(reason, endpoint=self._endpoint.display_url)
+
+    async def _wait(self, channel: Channel) -> None:
+        try:
+            if self._plan.idle_timeout is None or self._expected is not None:
+                await channel.wait()
+            else:
+                await self._wait_within_silence(channel, self._plan.idle_timeout)
+        except Interrupted:
+            if self.state is State.RUNNING:
+                # Interrupting is somebody else's way to say that the state has changed.
+                raise AssertionError("interrupted, but still running") from None
+        except WebSocketClosedError as error:
+            self._close(error)
+        except WebSocketError as error:
+            self._fail(error)
+
+    async def _wait_within_silence(self, channel: Channel, seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            while not self._queue and self.state is State.RUNNING:
+                await channel.wait()
+            return
+        self.state = State.ENDED
+
+    # The end
 
     def expire(self) -> None:
         """The deadline has passed."""
-        self._expired = True
-        self._stop()
+        if self.state > State.RUNNING:
+            return
+        is_duration = self.state is State.RUNNING and self._expected is None and self._plan.is_subscription
+        self.state = State.ENDED if is_duration else State.EXPIRED
+        self._interrupt()
 
-    @property
-    def _stopped(self) -> bool:
-        return self._expired or self._failure is not None
+    def fail(self, error: WebSocketError) -> None:
+        """The connection is gone: at once if it was closed on this side, otherwise after what came before."""
+        if self.state > State.RUNNING:
+            return
+        if self._connection is not None and self._connection.retired:
+            self._queue.clear()
+            self._fail(error)
+            self._interrupt()
+        elif isinstance(error, WebSocketClosedError):
+            self._close(error)
+        else:
+            self._fail(error)
 
-    def _stop(self) -> None:
-        if self._shared:
-            self._mailbox.interrupt()
-            if self._outgoing is not None:
-                self._outgoing.finish()
-        elif self._connection is not None:
-            self._pool.retire(self._connection, "the exchange was given up")
+    def _interrupt(self) -> None:
+        """Wake the caller, and give up an exclusive connection at once: its caller may be away for long."""
+        assert self._channel is not None
+        self._channel.interrupt()
+        if self._connection is not None and not self._connection.is_shared:
+            self._pool.retire(self._connection, "closed after a failed call")
 
-    def _end_of_stopped(self) -> Any:
-        """How an exchange ends that was stopped."""
-        if self._failure is not None:
-            raise self._failure
-        if not (self._begun and self._expected is None and self._plan.is_subscription):
+    def _close(self, error: WebSocketClosedError) -> None:
+        """The connection was closed, by the peer or on the way."""
+        if self.state > State.RUNNING:
+            return
+        may_end = self.state is State.RUNNING and self._expected is None
+        if may_end and (self._plan.ends_on_any_close or error.code in _NORMAL_CLOSURES):
+            self.state = State.ENDED
+        else:
+            self._fail(error)
+
+    def _fail(self, error: WebSocketError) -> None:
+        self.state = State.FAILED
+        self._failure = error
+
+    def _raise_or_end(self) -> Any:
+        """Raise why an exchange ended, or return `END` if that was no error."""
+        if self.state is State.EXPIRED:
             raise WebSocketTimeoutError(
                 f"no complete response within {self._request.timeout:g} s",
                 phase="response",
                 endpoint=self._endpoint.display_url,
             )
-        self._over = True
+        if self._failure is not None:
+            raise self._failure
         return END
 
-    # Messages
-
-    async def _next(self) -> Any:
-        """Wait for the next response, or for the end."""
-        wait = self._await_verdict if self._plan.idle_timeout is None or self._expected else self._await_within_silence
-        try:
-            while not self._over:
-                verdict = await wait()
-                if not (verdict is SKIP or self._over):
-                    return self._counted(verdict)
-        except (Interrupted, WebSocketClosedError):
-            if not self._stopped:
-                raise
-        else:
-            return END
-        return self._end_of_stopped()
-
-    async def _await_within_silence(self) -> Any:
-        with anyio.move_on_after(self._plan.idle_timeout):
-            while (verdict := await self._await_verdict()) is SKIP:
-                pass
-            return verdict
-        self._over = True
-        return END
-
-    async def _await_verdict(self) -> Any:
-        assert self._connection is not None
-        try:
-            if self._shared:
-                return await self._mailbox.take()
-            return self._classified(await self._connection.receive(self))
-        except WebSocketClosedError as error:
-            if not self._ends_well(error):
-                raise
-        self._over = True
-        return END
-
-    def _ends_well(self, error: WebSocketClosedError) -> bool:
-        may_end = self._expected is None and not self._stopped
-        return may_end and (self._plan.ends_on_any_close or error.code in _NORMAL_CLOSURES)
-
-    def _counted(self, verdict: Any) -> Any:
-        if isinstance(verdict, Raised):
-            if isinstance(verdict.error, WebSocketClosedError) and self._ends_well(verdict.error):
-                self._over = True
-                return END
-            raise verdict.error
-        if verdict is END:
-            self._over = self._reusable = True
-        elif self._remaining is not None:
-            self._remaining -= 1
-            self._over = self._reusable = self._remaining == 0
-        return verdict
-
-    def _classified(self, message: Message) -> Any:
-        try:
-            return self._classifier.classify(message)
-        except ResponseError as error:
-            fault = str(error)
-        raise WebSocketProtocolError(fault, endpoint=self._endpoint.display_url)
-
-    # As the recipient of a shared connection, or the user of an exclusive one that is closed on this side
-
-    def offer(self, message: Message) -> None:
-        """Take a message from the router if it means something here."""
-        try:
-            verdict = self._offered(message)
-        except WebSocketError as error:
-            verdict = Raised(error)
-        except (ResponseError, ValueError) as error:
-            verdict = Raised(WebSocketProtocolError(str(error), endpoint=self._endpoint.display_url))
-        if verdict is SKIP or self._stopped:
-            return
-        size = len(message.data)
-        if not self._mailbox.has_room_for(size):
-            fault = f"{len(self._mailbox)} responses wait to be taken; the stream was read too slowly"
-            self._mailbox.clear()
-            verdict = Raised(WebSocketProtocolError(fault, endpoint=self._endpoint.display_url))
-            self._listening = False
-        self._mailbox.put(verdict, size)
-
-    def fail(self, error: WebSocketError) -> None:
-        """The connection is gone: at once when it was closed here, otherwise after what came before."""
-        if self._connection is not None and self._connection.retired:
-            if not self._stopped:
-                self._failure = error
-                self._stop()
-        else:
-            self._mailbox.put(Raised(error))
-
-    def _offered(self, message: Message) -> Any:
-        if self._step is None:
-            return self._classifier.classify(message) if self._listening else SKIP
-        step, values = self._step
-        assert step.expect is not None
-        if not (step.expect.matches(message, values) or (step.reject and step.reject.matches(message, values))):
-            return SKIP
-        # From here on the next message may already be one of the exchange's.
-        self._step = None
-        self._listening = self._plan.listen_only and step is self._plan.before[-1]
-        return message
-
-    def _wait_for_step(self, step: Step, values: RenderContext) -> None:
-        self._step = None if step.expect is None else (step, values)
-        self._listening = self._plan.listen_only and step.expect is None and step is self._plan.before[-1]
+    def _watch_deadline(self) -> None:
+        self.deadline = self._pool.clock() + self._request.timeout
+        self._pool.deadlines.add(self)

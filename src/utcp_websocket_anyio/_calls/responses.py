@@ -1,13 +1,15 @@
 """What a message means to an exchange: nothing, a response, an error of the tool, or the end.
 
-Pure: a verdict depends on the plan, the call's values and the message, and on nothing that came before.
+Pure: it depends on the plan, the call's values and the message, and on nothing that came before. A message is
+*classified* where it is read; its *value*, what the caller gets, is made when the caller takes it. So what waits in a
+queue is what came over the wire, and not its parsed form, which can take 25 times the memory.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .._templates.received import Message, ResponseError
 from ..errors import WebSocketToolError
@@ -16,107 +18,111 @@ if TYPE_CHECKING:
     from .._templates.plan import Plan
     from .._templates.values import RenderContext
 
-__all__ = ["END", "SKIP", "Mark", "ResponseClassifier"]
+__all__ = ["Meaning", "ResponseClassifier"]
 
 _ENVELOPES = ("tool_response", "tool_error", "stream_end")
 
 
-class Mark(enum.Enum):
-    """What a message can mean besides a response."""
+class Meaning(enum.Enum):
+    """What a message means to an exchange."""
 
     SKIP = enum.auto()
+    RESPONSE = enum.auto()
+    ERROR = enum.auto()
     END = enum.auto()
 
 
-SKIP: Literal[Mark.SKIP] = Mark.SKIP
-END: Literal[Mark.END] = Mark.END
-
-
 class ResponseClassifier:
-    """Reads messages by the rules of one call.
+    """Classifies and reads messages by the rules of one call.
 
     Args:
-        streaming: Whether responses are taken one by one, and an envelope needs no `request_id`.
-        open_ended: Whether a message can be the end.
+        plan: The compiled call template.
+        context: What the placeholders in its filters stand for.
+        streaming: True if an envelope needs no `request_id`.
         display_url: The endpoint, for errors.
     """
 
-    def __init__(
-        self, plan: Plan, values: RenderContext, *, streaming: bool, open_ended: bool, display_url: str
-    ) -> None:
+    def __init__(self, plan: Plan, context: RenderContext, *, streaming: bool, display_url: str) -> None:
         self._plan = plan
-        self._values = values
+        self._context = context
         self._streaming = streaming
-        self._end: Mark = END if open_ended else SKIP
         self._display_url = display_url
 
     def takes_all(self, messages: Collection[str | bytes]) -> bool:
-        """Whether each of the messages is a response just as it is; False also where that takes a closer look."""
+        """True if each of the messages is a response just as it is; False also if that takes a closer look."""
         return self._plan.takes_messages_as_they_are and not any(map(_may_be_envelope, messages))
 
-    def classify(self, message: Message) -> Any:
-        """What a message means: `SKIP`, `END`, or a response as the caller gets it.
+    def classify(self, message: Message) -> Meaning:
+        """What a message means, by the order of the filters.
 
         Raises:
-            WebSocketToolError: It says that the tool failed.
+            ResponseError: A filter cannot be applied to it.
+        """
+        plan, context = self._plan, self._context
+        if plan.error_filter is not None and plan.error_filter.matches(message, context):
+            return Meaning.ERROR
+        if plan.end_filter is not None and plan.end_filter.matches(message, context):
+            return Meaning.END
+        if plan.message_filter is not None and not plan.message_filter.matches(message, context):
+            return Meaning.SKIP
+        envelope = self._envelope(message)
+        if envelope is None:
+            return Meaning.RESPONSE
+        request_id = envelope.get("request_id")
+        if request_id is not None and request_id != context.uuid:
+            return Meaning.SKIP
+        return _ENVELOPE_MEANINGS[envelope["type"]]
+
+    def value(self, message: Message) -> Any:
+        """A response as the caller gets it.
+
+        Raises:
             ResponseError: It cannot be read as the template says.
         """
-        plan, values = self._plan, self._values
-        if plan.error_filter is not None and plan.error_filter.matches(message, values):
-            raise self._tool_error(message)
-        if plan.end_filter is not None and plan.end_filter.matches(message, values):
-            return self._end
-        if plan.message_filter is not None and not plan.message_filter.matches(message, values):
-            return SKIP
+        plan = self._plan
         if plan.result is not None:
             part = plan.result.extract(message)
             return Message(part).json() if plan.result.is_text and plan.response_format == "json" else part
         if plan.response_format == "raw":
             return message.data
-        envelope = _envelope(message)
+        envelope = self._envelope(message)
         if envelope is not None:
-            meaning = self._opened(envelope, message)
-            if meaning is not None:
-                return meaning[0]
+            return envelope.get("result")
         if plan.response_format == "json":
             return message.json()
         return message.text() if plan.response_format == "text" else message.data
 
-    def _opened(self, envelope: dict[str, Any], message: Message) -> tuple[Any] | None:
-        """The verdict in a UTCP envelope; None when the message is an ordinary response."""
-        request_id = envelope.get("request_id")
-        if request_id is None and not self._streaming:
-            return None
-        if request_id is not None and request_id != self._values.uuid:
-            return (SKIP,)
-        kind = envelope["type"]
-        if kind == "tool_error":
-            raise self._tool_error(message)
-        if kind == "stream_end":
-            return (self._end,)
-        return (envelope.get("result"),)
-
-    def _tool_error(self, message: Message) -> WebSocketToolError:
+    def tool_error(self, message: Message) -> WebSocketToolError:
+        """The error of a message that means one."""
         return WebSocketToolError(
             "the tool answered with an error; see .response",
             response=message.content(),
             endpoint=self._display_url,
         )
 
+    def _envelope(self, message: Message) -> dict[str, Any] | None:
+        """The message as a UTCP envelope that is read as one here; None if it is an ordinary message."""
+        # How an object begins, first: searching a long message takes as long as receiving it.
+        if self._plan.result is not None or self._plan.response_format == "raw" or not _may_be_envelope(message.data):
+            return None
+        try:
+            content = message.json()
+        except ResponseError:
+            return None
+        if not isinstance(content, dict) or content.get("type") not in _ENVELOPES:
+            return None
+        return content if self._streaming or content.get("request_id") is not None else None
+
+
+_ENVELOPE_MEANINGS = {
+    "tool_response": Meaning.RESPONSE,
+    "tool_error": Meaning.ERROR,
+    "stream_end": Meaning.END,
+}
+
 
 def _may_be_envelope(data: str | bytes) -> bool:
-    # How an object begins, first: searching a long message takes as long as receiving it.
+    """False if the message is certainly no envelope. Most are told apart without reading their JSON."""
     if isinstance(data, str):
         return data[:1] in "{ \t\n\r" and '"type"' in data and ("tool_" in data or "stream_end" in data)
     return data[:1] in b"{ \t\n\r" and b'"type"' in data and (b"tool_" in data or b"stream_end" in data)
-
-
-def _envelope(message: Message) -> dict[str, Any] | None:
-    """The message as a UTCP envelope, if it is one. Most messages are told apart without reading their JSON."""
-    if not _may_be_envelope(message.data):
-        return None
-    try:
-        content = message.json()
-    except ResponseError:
-        return None
-    return content if isinstance(content, dict) and content.get("type") in _ENVELOPES else None

@@ -36,7 +36,7 @@ from utcp.implementations.utcp_client_implementation import UtcpClientImplementa
 from utcp.interfaces.communication_protocol import CommunicationProtocol
 from utcp.interfaces.variable_substitutor import VariableSubstitutor
 
-from .._calls.tool_stream import ToolStream
+from .._calls.streams import ToolStream
 from .._net.settings import NetworkSettings
 from ..errors import WebSocketError
 from ..protocol import WebSocketCommunicationProtocol

@@ -16,7 +16,7 @@ from utcp.data.call_template import CallTemplate
 from utcp.data.register_manual_response import RegisterManualResult
 from utcp.interfaces.communication_protocol import CommunicationProtocol
 
-from .._calls.tool_stream import ToolStream
+from .._calls.streams import ToolStream
 from .._net.security import check_manual_origin
 from .._templates.call_template import declare_tool_inputs
 

@@ -1,90 +1,162 @@
-"""One pooled connection: read at all times, used by one exchange at a time or shared by many.
+"""What every pooled connection does: login, pings, messages that are handled at any time, farewell, one end.
 
-Who reads. On trio, a WebSocket nobody reads answers no ping and notices no close, so a connection is always being read;
-but a task of its own between the wire and the waiting caller costs two task switches a call. So an *exclusive* exchange
-reads the wire itself while it waits, and the connection's own reader task takes over when nobody has read for a moment:
-while the connection is idle, and while the consumer of a stream is away, into an inbox of bounded size (past which TCP
-holds the sender back). On asyncio, where the transport pushes, the wire does all that without a task and tells when
-there is something to be thrown away. A *multiplexed* connection is read by its reader task alone, which routes each
-message to the exchanges whose filters match.
+There are two kinds. An `ExclusiveConnection` is used by one exchange at a time, a `MultiplexedConnection` by many. They
+differ in who reads and in who a message is for; that is in their own modules.
 
-Who writes. An exclusive exchange sends itself, and takes its connection with it when it is cancelled half-way; on a
-shared one the messages of all go through an `Outbox`.
+**Reading.** One task at a time is in `Wire.receive`. Whoever it is, each message is *taken in* as soon as it has been
+read, synchronously and before the next one is looked at: it is the connection's own (`on_message`), or it is
+delivered. So a message always has an owner, and no task has to run for the next one to find its way. A task that needs
+a message while another one reads waits until that one has read.
 
-Failure is a state, not an exception that travels: the first error ends the connection, and everyone who uses it gets a
-copy of it.
+**Writing.** An exclusive exchange sends by itself, and takes its connection with it if it is cancelled half-way.
+Everything else is posted to the `Outbox`, whose task is started with the first message.
+
+**The end.** Failure is a state, not an exception that travels: the first error ends the connection, and every user gets
+a copy of it. Five verbs, in every module: *fail* (an error ended it), *retire* (no new use; `aclose` follows), *aclose*
+(graceful), *abort* (now), and *finish* (an exchange lets go).
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
-import anyio.lowlevel
 
 from .._templates.received import Message
 from .._wire import CLOSING_TIME, Interrupted
+from .._wire._loop import loop_clock
 from ..errors import WebSocketClosedError, WebSocketError
+from .bulkhead import internal_error, log_internal_error
 from .outbox import Outbox, Outgoing
-from .pings import Heartbeat
-from .router import Recipient, Router
-from .stand_in import StandIn
+from .pings import keep_alive
 from .steps import ConnectionScript
 
 if TYPE_CHECKING:
-    from collections import deque
-
     from anyio.abc import TaskGroup
 
-    from .._templates.plan import ConnectionSettings
+    from .._templates.plan import ConnectionSettings, Path
     from .._wire import Wire
-    from .deadlines import Deadlines
 
-__all__ = ["Connection"]
+__all__ = ["Channel", "Connection", "User"]
 
 _log = logging.getLogger(__name__)
 
-_SETTLING_ROUNDS = 100
+
+class User(Protocol):
+    """An exchange, as its connection sees it."""
+
+    def accept(self, message: Message) -> None:
+        """Take a message that was read for this exchange. Must not wait."""
+
+    def fail(self, error: WebSocketError) -> None:
+        """The connection is gone."""
 
 
-class Connection:
-    """An open WebSocket with the conversation around it: login, heartbeat, automatic replies, farewell."""
+class Channel(ABC):
+    """An exchange's hold on its connection, the same for both kinds of connection."""
 
-    def __init__(self, wire: Wire, plan: ConnectionSettings, *, display_url: str) -> None:
+    __slots__ = ()
+
+    @abstractmethod
+    async def send(self, data: str | bytes) -> None:
+        """Send a message, or queue it where others send, too.
+
+        Raises:
+            WebSocketError: The connection is closed.
+        """
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """Wait until what was sent has left the queue."""
+
+    @abstractmethod
+    async def wait(self) -> None:
+        """Wait until `User.accept` was called at least once more. Cancelling it loses nothing.
+
+        Raises:
+            Interrupted: The exchange was finished, or its connection closed on this side.
+            WebSocketError: The connection is closed, and everything that came before was accepted.
+        """
+
+    @abstractmethod
+    def take_in(self) -> None:
+        """Accept what has been read already."""
+
+    @abstractmethod
+    def take_nowait(self) -> deque[str | bytes] | None:
+        """All messages that have been read already; None if each of them must be looked at first."""
+
+    @abstractmethod
+    def listen(self, correlation: tuple[Path, Any] | None) -> None:
+        """The exchange's own filters apply from now on; narrow down what it is offered.
+
+        Args:
+            correlation: The place and value that every message for this exchange has; None: unknown.
+        """
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Wake the exchange out of `wait`, `send` and `flush`."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Let go of the connection. Synchronous, so it is safe after cancellation."""
+
+
+class Connection(ABC):
+    """An open WebSocket of the pool.
+
+    Args:
+        wire: The open wire.
+        settings: How it is kept and closed.
+        display_url: The endpoint, for logs and errors.
+        tasks: The pool's task group, where the connection's tasks run.
+    """
+
+    is_shared: bool
+    """True if several exchanges may use it at once."""
+
+    def __init__(self, wire: Wire, settings: ConnectionSettings, *, display_url: str, tasks: TaskGroup) -> None:
         self.wire = wire
-        self.plan = plan
+        self.settings = settings
         self.display_url = display_url
         self.calls = 0
         self.retired = False
-        self.unanswered = False
-        self.is_being_read = False
-        self.script = ConnectionScript(plan.auto_reply, display_url)
+        self._is_started = False
+        self.may_get_stray_response = False
+        self.script = ConnectionScript(settings.auto_reply, display_url)
         self.on_lost: Callable[[Connection], None] | None = None
-        self._opened = wire.current_time()
+        self._tasks = tasks
+        self._clock = loop_clock()
+        self._opened = self._clock()
         self._error: WebSocketError | None = None
-        self._reason: WebSocketError | None = None
-        self._user: Recipient | None = None
-        self._stand_in: StandIn | None = None
-        self._inbox: deque[Message] | None = None
-        self._arrival: anyio.Event | None = None
+        self._closing_error: WebSocketError | None = None
+        self._inbox: deque[Message] = deque()
+        self._user: User | None = None
+        self.reads = 0
+        self._is_being_read = False
+        self._has_read: anyio.Event | None = None
         self._ended: anyio.Event | None = None
-        self._heartbeat: Heartbeat | None = None
-        self._router: Router | None = None
         self._outbox: Outbox | None = None
+        self._pings: anyio.CancelScope | None = None
+        self._handles_messages = bool(settings.auto_reply)
 
     def __repr__(self) -> str:
-        return f"<Connection {self.display_url}, {self.state}, {self.calls} calls>"
+        return f"<{type(self).__name__} {self.display_url}, {self.state}, {self.calls} calls>"
 
     @property
     def state(self) -> str:
+        """One of "idle", "active", "closing" and "closed"."""
         if self._error is not None:
             return "closed"
         if self.retired:
             return "closing"
-        return "active" if self._user is not None or self._router else "idle"
+        return "active" if self.is_in_use else "idle"
 
     @property
     def error(self) -> WebSocketError | None:
@@ -92,263 +164,266 @@ class Connection:
         return self._error
 
     @property
-    def usable(self) -> bool:
+    def is_available(self) -> bool:
+        """True if a further exchange may use it."""
         return not self.is_over and self.wire.closed is None
 
-    def start(self, task_group: TaskGroup, deadlines: Deadlines) -> None:
-        """Start what keeps the connection alive; it ends with it."""
-        if self.plan.multiplex:
-            self._router = Router()
-            self._outbox = Outbox()
-            task_group.start_soon(self._failing, self._keep_routing, self._router)
-            task_group.start_soon(self._failing, self._outbox.send_all, self.wire)
-        elif self.plan.auto_reply or not self.wire.notify(self._discard):
-            self._stand_in = StandIn(self)
-            self._inbox = self._stand_in.inbox
-            task_group.start_soon(self._failing, self._stand_in.run)
-        if self.plan.ping_interval is not None:
-            self._heartbeat = Heartbeat(self, self.plan.ping_interval, task_group=task_group, deadlines=deadlines)
-        _log.info("connection opened: %s", self.display_url, extra={"endpoint": self.display_url, "event": "opened"})
-
-    def have_read(self) -> None:
-        """See to it that somebody reads: a pong will come."""
-        if not self.is_being_read:
-            self._nudge()
+    @property
+    def has_unread_data(self) -> bool:
+        """True if something has arrived that nobody has looked at."""
+        return self.wire.has_unread_data()
 
     @property
-    def is_held_back(self) -> bool:
-        """Whether messages wait for a slow consumer, and a pong may wait behind them."""
-        return self.is_in_use and (bool(self._inbox) or self.wire.pending())
-
-    @property
+    @abstractmethod
     def is_in_use(self) -> bool:
-        """Whether an exclusive exchange has it."""
-        return self._user is not None
+        """True if an exchange uses it."""
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is to be read any more, but by a farewell."""
+        """True once retired or failed; then only the farewell may still read."""
         return self.retired or self._error is not None
 
-    # Exclusive use
+    @abstractmethod
+    def open_channel(self, user: User) -> Channel:
+        """Begin an exchange's use of the connection."""
 
-    @property
-    def quiet(self) -> bool:
-        """Whether nothing has arrived that is still to be discarded."""
-        return not self.wire.pending()
+    @abstractmethod
+    async def drain(self) -> None:
+        """Discard what arrived while nobody used the connection, as long as that does not go on and on."""
 
-    async def settle(self) -> None:
-        """Discard what has arrived while the connection was idle, as long as that does not go on and on."""
-        for _ in range(_SETTLING_ROUNDS):
-            if not self.usable or self.quiet:
-                break
-            if self._stand_in is None:
-                self._discard()
-            else:
-                self._stand_in.nudge()
-            await anyio.lowlevel.checkpoint()
+    def start(self) -> None:
+        """Start what keeps the connection alive after its login."""
+        self._is_started = True
+        self._start_reading()
+        if self.settings.ping_interval is not None:
+            self._run(self._ping, self.settings.ping_interval)
+        _log.info("connection opened: %s", self.display_url, extra={"endpoint": self.display_url, "event": "opened"})
 
-    def attach(self, user: Recipient) -> None:
-        """Begin an exclusive use: what comes from now on is the user's. Only a close on this side calls its `fail`."""
-        self._user = user
-        self.calls += 1
-        if self._stand_in is None:
-            self.wire.notify(None)
+    # What the kinds do differently
 
-    def detach(self, user: Recipient) -> None:
-        """End an exclusive use. What comes from now on is nobody's."""
-        if self._user is user:
-            self._user = None
-            if self._inbox is not None:
-                self._inbox.clear()
-            elif not self.retired:
-                self.wire.notify(self._discard)
+    @abstractmethod
+    def _start_reading(self) -> None:
+        """See to it that the connection is read from now on, whoever uses it."""
 
-    def receive_nowait(self) -> Message | None:
-        """The next message that is already there."""
-        return self._inbox.popleft() if self._inbox else None
+    @abstractmethod
+    def _ensure_reading(self) -> None:
+        """Make sure that something reads now, so that a pong is noticed."""
 
-    def take_nowait(self) -> deque[str | bytes] | None:
-        """All messages that are already there, or None where each has to be looked at before it is handed on."""
-        if self._inbox or self.plan.auto_reply:
-            return None
-        return self.wire.take_nowait()
+    @abstractmethod
+    def _deliver(self, message: Message) -> None:
+        """Decide who a message is for that is not the connection's own."""
 
-    async def receive(self, user: Recipient | None = None) -> Message:
-        """The next message that is not answered automatically. Cancelling it loses nothing.
+    @abstractmethod
+    def _dismiss(self, error: WebSocketError) -> None:
+        """End every use, with an error for each user."""
 
-        Args:
-            user: Whose use of the connection this is part of; None: the connection's own.
+    @abstractmethod
+    def _users(self) -> Iterable[User]:
+        """Everyone who is told when the connection is lost."""
+
+    # Reading
+
+    async def receive(self, user: User | None = None) -> Message:
+        """The next message for an exclusive user, or for the connection's own conversation. Cancelling loses nothing.
 
         Raises:
-            Interrupted: The use has ended, because the connection was retired.
-            WebSocketClosedError: The connection is closed, by whichever side.
-            WebSocketProtocolError: The peer broke the protocol.
+            Interrupted: The use has ended.
+            WebSocketError: The connection is closed, and everything that came before was received.
         """
         while True:
             if self._user is not user:
                 raise Interrupted
-            if (message := self.receive_nowait()) is not None:
-                return message
+            if self._inbox:
+                return self._inbox.popleft()
             if self._error is not None:
                 raise copy.copy(self._error)
-            if self.is_being_read:
-                if self._arrival is None or self._arrival.is_set():
-                    self._arrival = anyio.Event()
-                await self._arrival.wait()
-                continue
-            self.is_being_read = True
-            try:
-                data = await self.wire.receive()
-            except Interrupted:
-                continue
-            except WebSocketError as error:
-                self.fail(error)
-                continue
-            finally:
-                self.is_being_read = False
-                if self._stand_in is not None:
-                    self._stand_in.others_have_read()
-                self._wake(self._arrival)
-            message = Message(data)
-            if not (self.plan.auto_reply and await self._reply(message)):
-                return message
+            await self._read()
+
+    async def _read(self) -> None:
+        """Read a message and take it in, or wait until another task has read one."""
+        if self._is_being_read:
+            if self._has_read is None or self._has_read.is_set():
+                self._has_read = anyio.Event()
+            await self._has_read.wait()
+            return
+        self._is_being_read = True
+        try:
+            data = await self.wire.receive()
+        except Interrupted:
+            return
+        except WebSocketError as error:
+            self.fail(error)
+            return
+        finally:
+            self._is_being_read = False
+            self.reads += 1
+            if self._has_read is not None:
+                self._has_read.set()
+        self._take_in(data)
+        if self._outbox is not None:
+            await self._outbox.wait_for_room()
+
+    def _take_in(self, data: str | bytes) -> None:
+        """Decide at once who a message is for that has been read."""
+        message = Message(data)
+        try:
+            if not (self._handles_messages and self._handle(message)):
+                self._deliver(message)
+        except Exception as error:  # noqa: BLE001 - the bulkhead: it ends this connection and nothing else
+            self._fail_internally(error, "taking in a message")
+
+    def _handle(self, message: Message) -> bool:
+        """Do what `on_message` says of a message; True if it is hidden from exchanges."""
+        try:
+            reply = self.script.reply_to(message)
+        except WebSocketError as error:
+            extra = {"endpoint": self.display_url}
+            _log.warning("reply left out: %s: %s", self.display_url, error.args[0], extra=extra)
+            return True
+        if reply is None:
+            return False
+        self._open_outbox().reply(reply)
+        return True
+
+    # Writing
 
     async def send(self, data: str | bytes) -> None:
-        """Send one message of an exclusive use. Cancelled half-way, the connection is lost."""
+        """Send one message in the caller's task. Cancelled half-way, the connection is lost."""
         try:
             await self.wire.send(data)
         except WebSocketError as error:
             self.fail(error)
             raise
 
-    # Shared use
-
-    def join(self, recipient: Recipient) -> None:
-        """Have messages offered to `recipient` until it leaves."""
-        if self._error is not None:
-            raise copy.copy(self._error)
-        assert self._router is not None
-        self._router.add(recipient)
-
-    def leave(self, recipient: Recipient) -> None:
-        assert self._router is not None
-        self._router.remove(recipient)
-
     def post(self, data: str | bytes) -> Outgoing:
-        """Have one message sent in order, whoever is cancelled meanwhile."""
-        assert self._outbox is not None
-        return self._outbox.post(data)
+        """Queue one message; it is sent in order, whoever is cancelled meanwhile."""
+        return self._open_outbox().post(data)
 
-    # Conversations
+    def _open_outbox(self) -> Outbox:
+        if self._outbox is None:
+            self._outbox = Outbox()
+            if self._error is not None:
+                self._outbox.close()
+            self._run(self._outbox.send_all, self.wire.send)
+        return self._outbox
+
+    # The connection's own conversations
 
     async def log_in(self) -> None:
-        """Have the conversation that opens the connection.
+        """Run `on_connect`.
 
         Raises:
             WebSocketAuthError: A step was rejected.
         """
-        await self.script.run_steps(self.plan.on_connect, "on_connect", send=self.send, receive=self.receive)
+        await self.script.run_steps(self.settings.on_connect, "on_connect", send=self.send, receive=self.receive)
 
     async def _say_farewell(self) -> None:
         try:
-            await self.script.run_steps(self.plan.on_close, "on_close", send=self.send, receive=self.receive)
-        except WebSocketError as error:
+            await self.script.run_steps(self.settings.on_close, "on_close", send=self.send, receive=self.receive)
+        except (WebSocketError, Interrupted) as error:
             _log.debug("farewell cut short: %s: %s", self.display_url, type(error).__name__)
-
-    async def _reply(self, message: Message) -> bool:
-        """Answer an application-level ping, if the message is one."""
-        reply = self.script.reply_to(message)
-        if reply is None:
-            return False
-        await (self.send(reply) if self._outbox is None else self._outbox.reply(reply))
-        return True
 
     # The tasks
 
-    async def _keep_routing(self, router: Router) -> None:
-        while not self.is_over:
-            message = await self.read_one()
-            if message is not None:
-                router.route(message)
-            if not self.plan.auto_reply:
-                for data in self.wire.take_nowait():
-                    router.route(Message(data))
+    def _run(self, run: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """Start a task of the connection. Whatever goes wrong in it ends the connection, and nothing else."""
+        self._tasks.start_soon(self._run_guarded, run, *arguments)
 
-    async def read_one(self) -> Message | None:
-        """Read a message in the task of a reader; None if it is not to be seen by anyone."""
-        self.is_being_read = True
-        try:
-            message = Message(await self.wire.receive())
-        except Interrupted:
-            return None
-        finally:
-            self.is_being_read = False
-            self._wake(self._arrival)
-        return None if self.plan.auto_reply and await self._reply(message) else message
-
-    def _discard(self) -> None:
-        """Throw away what came while the connection is idle, and notice its end."""
-        if self.is_in_use or self.is_over:
-            return
-        if self.wire.closed is None:
-            self.wire.take_nowait()
-        else:
-            self.fail(self.wire.closed)
-
-    def _nudge(self) -> None:
-        if self._stand_in is not None:
-            self._stand_in.nudge()
-
-    # The end
-
-    async def _failing(self, run: Callable[..., Awaitable[None]], *arguments: Any) -> None:
-        """A task of the connection: what goes wrong in it is the connection's end."""
+    async def _run_guarded(self, run: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         try:
             await run(*arguments)
         except WebSocketError as error:
             self.fail(error)
+        except Exception as error:  # noqa: BLE001 - the bulkhead
+            self._fail_internally(error, f"running {run.__name__}")
+
+    def _fail_internally(self, error: Exception, doing: str) -> None:
+        log_internal_error(_log, error, doing)
+        self.fail(internal_error(error, endpoint=self.display_url))
+
+    async def _ping(self, interval: float) -> None:
+        timeout = self.settings.pong_timeout
+        with anyio.CancelScope() as self._pings:
+            if not self.is_over:
+                await keep_alive(
+                    self.wire,
+                    interval=interval,
+                    pong_timeout=timeout,
+                    ensure_reading=self._ensure_reading,
+                    is_backlogged=self._is_backlogged,
+                )
+                error = WebSocketClosedError(f"no pong within {timeout:g} s", code=1011, endpoint=self.display_url)
+                self.give_up(error)
+
+    def _is_backlogged(self) -> bool:
+        """True if messages wait for a slow consumer, and a pong may wait behind them."""
+        return self._user is not None and (bool(self._inbox) or self.wire.has_unread_data())
+
+    # The end
 
     def fail(self, error: WebSocketError) -> None:
-        """Record why the connection ended, once, and wake everyone who waits on it."""
+        """Record why the connection ended, once, and wake everything that waits on it."""
         if self._error is not None:
             return
-        self._error = error = self._reason or error  # how a close on this side ends on the wire is not why
+        # A close on this side is why, however it then ended on the wire.
+        self._error = error = self._closing_error or error
         self.wire.abort()
         if self._outbox is not None:
             self._outbox.close()
-        if self._heartbeat is not None:
-            self._heartbeat.stop()
-        self._nudge()
-        self._wake(self._ended)
-        self._wake(self._arrival)
-        for recipient in self._recipients():
-            recipient.fail(copy.copy(error))
-        self._report(error)
+        if self._pings is not None:
+            self._pings.cancel()
+        for event in (self._ended, self._has_read):
+            if event is not None:
+                event.set()
+        self._ensure_reading()
+        for user in self._users():
+            user.fail(copy.copy(error))
+        if self._is_started:
+            self._report(error)
         if self.on_lost is not None:
             self.on_lost(self)
 
-    def retire(self, why: str) -> None:
-        """Have nobody use the connection any more, and fail who does; `aclose` is to follow."""
-        self.retired = True
-        self._nudge()
-        self._reason = WebSocketClosedError(why, code=1000, endpoint=self.display_url)
-        self._dismiss(self._reason)
+    def give_up(self, error: WebSocketError) -> None:
+        """Fail every user with an error, and close with code 1011 in the background."""
+        if self.is_over:
+            return
+        self.retire(error)
+        self._tasks.start_soon(self.aclose, 1011)
 
-    async def aclose(self) -> None:
-        """Close a retired connection: farewell, closing handshake, socket. Bounded, and not to be cancelled."""
+    def retire(self, why: str | WebSocketError) -> None:
+        """Stop new use and fail current users. Call `aclose` next."""
+        self.retired = True
+        if isinstance(why, str):
+            why = WebSocketClosedError(why, code=1000, endpoint=self.display_url)
+        self._closing_error = why
+        if self._pings is not None:
+            # A ping must not cut the closing handshake short.
+            self._pings.cancel()
+        self._ensure_reading()
+        self._end_use(why)
+
+    async def aclose(self, code: int = 1000) -> None:
+        """Close a retired connection: farewell, closing handshake, socket. Bounded; it cannot be cancelled.
+
+        Args:
+            code: The close code; only with 1000 there is a farewell.
+        """
         if self._error is not None:
             return
-        assert self._reason is not None
+        assert self._closing_error is not None
         try:
             with anyio.CancelScope(shield=True):
-                if self.plan.on_close:
-                    with anyio.move_on_after(CLOSING_TIME):
+                with anyio.move_on_after(CLOSING_TIME):
+                    if self._outbox is not None:
+                        await self._outbox.flush()
+                    if self.settings.on_close and code == 1000:
                         await self._say_farewell()
-                await self.wire.close()
+                await self.wire.close(code)
+        except Exception as error:  # noqa: BLE001 - the bulkhead
+            log_internal_error(_log, error, "closing a connection")
         finally:
             # The end of asyncio.run cancels without asking anyio's scopes.
-            self.fail(self._reason)
+            self.fail(self._closing_error)
 
     async def wait_closed(self) -> None:
         """Wait until the connection is closed, by whichever side."""
@@ -361,33 +436,19 @@ class Connection:
         """Close the socket now, without a word to the peer."""
         self.retired = True
         error = WebSocketClosedError(why, endpoint=self.display_url)
-        self._dismiss(error)
+        self._end_use(error)
         self.fail(error)
 
-    def _dismiss(self, error: WebSocketError) -> None:
-        users = self._recipients()
-        if self._user is not None:
-            users.append(self._user)
-            self.detach(self._user)
-        for user in users:
-            if self._router is not None:
-                self._router.remove(user)
-            user.fail(copy.copy(error))
-        self.wire.notify(None)
+    def _end_use(self, error: WebSocketError) -> None:
+        self._dismiss(error)
+        self.wire.set_data_callback(None)
         self.wire.interrupt()
-        self._wake(self._arrival)
-
-    def _recipients(self) -> list[Recipient]:
-        return [] if self._router is None else self._router.everyone()
+        if self._has_read is not None:
+            self._has_read.set()
 
     def _report(self, error: WebSocketError) -> None:
         how, level = ("closed", logging.INFO) if self.retired else ("lost", logging.WARNING)
-        lasted = self.wire.current_time() - self._opened
+        lasted = self._clock() - self._opened
         extra = {"endpoint": self.display_url, "event": how, "duration": lasted, "calls": self.calls}
         text = "connection %s: %s: %s after %.1f s, %d calls"
         _log.log(level, text, how, self.display_url, error.args[0], lasted, self.calls, extra=extra)
-
-    @staticmethod
-    def _wake(event: anyio.Event | None) -> None:
-        if event is not None:
-            event.set()

@@ -15,8 +15,12 @@ from .._net.transport import Network
 from .._wire import Target, open_wire
 from ..errors import WebSocketAuthError, WebSocketConnectionError, WebSocketError, WebSocketTimeoutError
 from .connection import Connection
+from .exclusive import ExclusiveConnection
+from .multiplexed import MultiplexedConnection
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
     from .._templates.plan import Endpoint, Plan
     from .statistics import Counters
 
@@ -42,7 +46,7 @@ class Connector:
         self._counters = counters
         self._tokens = tokens or TokenCache()
 
-    async def connect(self, endpoint: Endpoint, plan: Plan) -> Connection:
+    async def connect(self, endpoint: Endpoint, plan: Plan, tasks: TaskGroup) -> Connection:
         """Open a connection within `plan.connection_timeout` seconds, login included.
 
         Cancelling it leaves nothing open.
@@ -59,7 +63,7 @@ class Connector:
         with anyio.move_on_after(plan.connection_timeout):
             while True:
                 try:
-                    return await self._connect_once(endpoint, plan)
+                    return await self._connect_once(endpoint, plan, tasks)
                 except WebSocketConnectionError as error:
                     failure = error
                 if not failure.transient or retries == plan.reconnect_attempts:
@@ -79,22 +83,22 @@ class Connector:
             f"no connection within {plan.connection_timeout:g} s", phase="connect", endpoint=endpoint.display_url
         )
 
-    async def _connect_once(self, endpoint: Endpoint, plan: Plan) -> Connection:
+    async def _connect_once(self, endpoint: Endpoint, plan: Plan, tasks: TaskGroup) -> Connection:
         """One attempt; a second one with a fresh token when the server refuses the cached one."""
         auth = plan.auth
         if not isinstance(auth, OAuth2Auth):
-            return await self._handshake(endpoint, plan, None)
+            return await self._handshake(endpoint, plan, None, tasks)
         token = await self._tokens.token(auth, network=self.network, endpoint=endpoint.display_url)
         try:
-            return await self._handshake(endpoint, plan, token)
+            return await self._handshake(endpoint, plan, token, tasks)
         except WebSocketAuthError as error:
             if error.status != 401:
                 raise
             self._tokens.discard(auth, token)
         token = await self._tokens.token(auth, network=self.network, endpoint=endpoint.display_url)
-        return await self._handshake(endpoint, plan, token)
+        return await self._handshake(endpoint, plan, token, tasks)
 
-    async def _handshake(self, endpoint: Endpoint, plan: Plan, token: str | None) -> Connection:
+    async def _handshake(self, endpoint: Endpoint, plan: Plan, token: str | None, tasks: TaskGroup) -> Connection:
         credentials = handshake_credentials(plan.auth, token)
         settings = endpoint.settings
         target = Target(
@@ -108,11 +112,12 @@ class Connector:
             network=self.network,
         )
         wire = await open_wire(target)
-        connection = Connection(wire, settings, display_url=endpoint.display_url)
+        kind = MultiplexedConnection if settings.multiplex else ExclusiveConnection
+        connection = kind(wire, settings, display_url=endpoint.display_url, tasks=tasks)
         try:
             await connection.log_in()
         except BaseException:
-            wire.abort()
+            connection.abort("the login failed")
             raise
         return connection
 

@@ -89,7 +89,7 @@ async def _running(open_runtime: OpenRuntime) -> AsyncIterator[Runtime]:
         async with single_error_task_group() as task_group:
             quiet = _QuietTaskGroup(task_group)
             runtime = open_runtime(cast("TaskGroup", quiet))
-            quiet.start_soon(runtime.pool.deadlines.run)
+            quiet.start_soon(runtime.pool.run)
             try:
                 yield runtime
                 await runtime.pool.aclose()

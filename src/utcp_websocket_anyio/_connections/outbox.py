@@ -1,53 +1,55 @@
-"""What is still to be sent on a shared connection.
+"""What still has to be sent on a connection, and the task that sends it.
 
-A frame that was begun has to be finished, or the connection is lost. So the exchanges that share one do not write
-themselves: one task sends what they put here, in order, and a caller that is cancelled neither waits for its frame nor
-cuts it off.
+A frame that was begun has to be finished, or the connection is lost. So whatever must not be cut off by the
+cancellation of some caller is queued here and sent by one task, in order: all messages of a shared connection, and on
+either kind what the connection says by itself (replies, heartbeats, farewells of calls).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
 
 import anyio
 
-if TYPE_CHECKING:
-    from .._wire import Wire
-
 __all__ = ["Outbox", "Outgoing"]
 
-_UNSENT_REPLIES = 1000
+_MAX_UNSENT_REPLIES = 1000
 
 
 class Outgoing:
-    """A message on its way.
+    """A queued message.
 
     Attributes:
-        data: None once it need not be sent any more.
-        is_sent: Whether it was sent.
-        is_done: Whether it was sent, or never will be.
+        data: The message; None once it need not be sent any more.
+        is_sent: True if it was sent.
+        is_done: True if it was sent or never will be.
     """
 
-    __slots__ = ("_awaited", "data", "is_done", "is_sent")
+    __slots__ = ("_done", "data", "is_done", "is_sent")
 
     def __init__(self, data: str | bytes) -> None:
         self.data: str | bytes | None = data
         self.is_sent = False
         self.is_done = False
-        self._awaited: anyio.Event | None = None
+        self._done: anyio.Event | None = None
 
     async def wait(self) -> None:
         """Wait until it is done."""
         if not self.is_done:
-            self._awaited = anyio.Event()
-            await self._awaited.wait()
+            self._done = anyio.Event()
+            await self._done.wait()
+
+    def withdraw(self) -> None:
+        """Do not send it, unless that has begun; whoever waits for it goes on."""
+        self.data = None
+        self.finish()
 
     def finish(self) -> None:
-        """It is done."""
+        """Mark it as done, and wake whoever waits for it."""
         self.is_done = True
-        if self._awaited is not None:
-            self._awaited.set()
+        if self._done is not None:
+            self._done.set()
 
 
 class Outbox:
@@ -56,50 +58,64 @@ class Outbox:
     def __init__(self) -> None:
         self._queue: deque[Outgoing] = deque()
         self._replies: deque[Outgoing] = deque()
+        self._last: Outgoing | None = None
         self._filled: anyio.Event | None = None
         self._closed = False
 
     def post(self, data: str | bytes) -> Outgoing:
         """Queue a message."""
         outgoing = Outgoing(data)
+        if self._closed:
+            outgoing.finish()
+            return outgoing
         self._queue.append(outgoing)
-        self._wake()
+        self._last = outgoing
+        if self._filled is not None:
+            self._filled.set()
         return outgoing
 
-    async def reply(self, data: str | bytes) -> None:
-        """Queue an automatic reply; waits while many are unsent, so that a peer that only asks is not read any more."""
+    def reply(self, data: str | bytes) -> None:
+        """Queue a reply to a message, and count it for `wait_for_room`."""
         replies = self._replies
         while replies and replies[0].is_done:
             replies.popleft()
         replies.append(self.post(data))
-        if len(replies) > _UNSENT_REPLIES:
-            await replies[0].wait()
+
+    async def wait_for_room(self) -> None:
+        """Wait while many replies are unsent.
+
+        Whoever reads the connection calls it, so that a peer that asks and never listens is not read any further.
+        """
+        while len(self._replies) > _MAX_UNSENT_REPLIES:
+            await self._replies.popleft().wait()
+
+    async def flush(self) -> None:
+        """Wait until everything that is queued now was sent."""
+        if self._last is not None:
+            await self._last.wait()
 
     def close(self) -> None:
-        """Have `send_all` return; what is queued is not sent any more."""
+        """End `send_all`; what is queued will not be sent."""
         self._closed = True
         while self._queue:
             self._queue.popleft().finish()
-        self._wake()
+        if self._filled is not None:
+            self._filled.set()
 
-    async def send_all(self, wire: Wire) -> None:
+    async def send_all(self, send: Callable[[str | bytes], Awaitable[None]]) -> None:
         """Send what is queued, now and later, until the outbox is closed.
 
         Raises:
-            WebSocketError: The wire is closed.
+            WebSocketError: The connection is closed.
         """
         while not self._closed:
             while self._queue:
                 outgoing = self._queue.popleft()
                 try:
                     if outgoing.data is not None:
-                        await wire.send(outgoing.data)
+                        await send(outgoing.data)
                         outgoing.is_sent = True
                 finally:
                     outgoing.finish()
             self._filled = anyio.Event()
             await self._filled.wait()
-
-    def _wake(self) -> None:
-        if self._filled is not None:
-            self._filled.set()

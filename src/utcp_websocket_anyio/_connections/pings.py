@@ -1,90 +1,50 @@
-"""A ping now and then: what keeps a connection open on its way through proxies, and tells when it is not."""
+"""Keepalive pings: keep proxies from closing an idle connection, and detect a peer that is dead.
+
+A ping is a task's work with a cancel scope around the wait for its pong. Two things are not taken for death. Any byte
+that arrives after the ping is a sign of life, so a download may take longer than `pong_timeout`. And while bytes still
+leave, the ping may be behind them: the wait only counts if the ping has left, or if nothing leaves any more.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import WebSocketClosedError, WebSocketError
+import anyio
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
+    from .._wire import Wire
 
-    from .connection import Connection
-    from .deadlines import Deadlines
-
-__all__ = ["Heartbeat"]
-
-_SLACK = 1 / 30
+__all__ = ["keep_alive"]
 
 
-class Heartbeat:
-    """The heartbeat of one connection. It has a task only where a ping has to wait until there is room for it.
+async def keep_alive(
+    wire: Wire,
+    *,
+    interval: float,
+    pong_timeout: float,
+    ensure_reading: Callable[[], None],
+    is_backlogged: Callable[[], bool],
+) -> None:
+    """Ping until the peer shows no sign of life.
 
     Args:
-        connection: Given up when a pong does not come in time.
-        interval: Seconds from a pong to the next ping; up to a thirtieth of it less, to ping many connections at once.
-        task_group: Where that task runs.
-        deadlines: What tells when it is time.
+        wire: The connection to keep alive.
+        interval: Seconds from a sign of life to the next ping.
+        pong_timeout: Seconds to wait for a sign of life after a ping.
+        ensure_reading: Makes sure that something reads the wire, so that a pong is noticed.
+        is_backlogged: True while received messages wait for a slow consumer: a pong may wait behind them.
+
+    Raises:
+        WebSocketError: The wire is closed.
     """
-
-    __slots__ = ("_connection", "_interval", "_is_sending", "_pinged", "_task_group", "_watch", "deadline", "slack")
-
-    def __init__(self, connection: Connection, interval: float, *, task_group: TaskGroup, deadlines: Deadlines) -> None:
-        self._connection = connection
-        self._interval = interval
-        self._task_group = task_group
-        self._watch = deadlines
-        self._pinged = False
-        self._is_sending = False
-        self._rest()
-
-    def stop(self) -> None:
-        """Send no further ping."""
-        self._watch.discard(self)
-
-    def expire(self) -> None:
-        """It is time for a ping, or too late for its pong."""
-        connection = self._connection
-        if not self._pinged:
-            self._ping()
-        elif connection.is_held_back:
-            self._rest()
-        else:
-            timeout = connection.plan.pong_timeout
-            connection.fail(WebSocketClosedError(f"no pong within {timeout:g} s", endpoint=connection.display_url))
-
-    def _rest(self) -> None:
-        self._pinged = False
-        self._expire_in(self._interval, slack=self._interval * _SLACK)
-
-    def _expire_in(self, seconds: float, *, slack: float = 0) -> None:
-        self._watch.discard(self)
-        self.deadline = self._connection.wire.current_time() + seconds
-        self.slack = slack
-        self._watch.add(self)
-
-    def _ping(self) -> None:
-        connection = self._connection
-        connection.have_read()
-        self._pinged = True
-        self._expire_in(connection.plan.pong_timeout)
-        if self._is_sending:
+    while True:
+        await anyio.sleep(interval)
+        moved = wire.progress
+        ensure_reading()
+        with anyio.move_on_after(pong_timeout):
+            await wire.ping()
+            continue
+        is_leaving = wire.has_unsent_data() and wire.progress > moved
+        if not is_leaving and not is_backlogged():
             return
-        try:
-            if not connection.wire.ping_nowait(self._answered):
-                self._is_sending = True
-                self._task_group.start_soon(self._ping_when_there_is_room)
-        except WebSocketError as error:
-            connection.fail(error)
-
-    async def _ping_when_there_is_room(self) -> None:
-        try:
-            await self._connection.wire.ping(self._answered)
-        except WebSocketError as error:
-            self._connection.fail(error)
-        finally:
-            self._is_sending = False
-
-    def _answered(self) -> None:
-        if self._pinged and self._connection.error is None:
-            self._rest()

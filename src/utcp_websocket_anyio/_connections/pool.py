@@ -5,20 +5,40 @@ take time. A place in the pool (a *slot*) is taken before a connection is opened
 that a connection in its closing handshake still counts. Whoever waits gets either a connection or a slot, in order of
 arrival; whoever is cancelled passes on what it was given.
 
-The pool never looks into messages. It decides by a handful of properties of a connection: usable, quiet, unanswered.
+What a new caller of an endpoint gets (`_EndpointConnections.claim`):
+
+1. Others wait already: it waits behind them.
+2. The endpoint's connection is shared and open: that one.
+3. There are idle connections: the one used last, unless the caller cannot tell its own responses and the connection may
+   get a stray one.
+4. There is a free slot: the right to open a connection.
+5. Otherwise it waits.
+
+An idle connection is closed when it has been idle for its `keep_alive_timeout`, and the one idle longest when there are
+more than `max_idle_connections` over all endpoints. One task, the *caretaker*, does that, and lets go of what
+finalizers have left: they may run in any thread and at any moment, so they only leave a note and wake it.
+
+The pool never looks into messages. It decides by a handful of predicates of a connection: `is_available`, `is_in_use`,
+`has_unread_data`, `may_get_stray_response`.
 """
 
 from __future__ import annotations
 
 import copy
 import enum
+import errno
+import logging
+import math
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Literal
 
 import anyio
+import anyio.lowlevel
 
-from ..errors import WebSocketClosedError, WebSocketError, WebSocketTimeoutError
+from .._wire._loop import loop_clock, loop_waker
+from ..errors import WebSocketClosedError, WebSocketConnectionError, WebSocketError, WebSocketTimeoutError
+from .bulkhead import log_internal_error
 from .deadlines import Deadlines
 from .statistics import Statistics
 
@@ -30,6 +50,10 @@ if TYPE_CHECKING:
     from .statistics import Counters
 
 __all__ = ["Pool"]
+
+_log = logging.getLogger(__name__)
+
+_DESCRIPTORS_EXHAUSTED = (errno.EMFILE, errno.ENFILE)
 
 
 class _Grant(enum.Enum):
@@ -45,17 +69,17 @@ class _Waiter:
         self.event = anyio.Event()
         self.outcome: Connection | Literal[_Grant.SLOT] | WebSocketError | None = None
 
-    def settle(self, outcome: Connection | Literal[_Grant.SLOT] | WebSocketError) -> None:
+    def resolve(self, outcome: Connection | Literal[_Grant.SLOT] | WebSocketError) -> None:
         self.outcome = outcome
         self.event.set()
 
 
-class _Site:
-    """The connections to one endpoint, and who waits for one."""
+class _EndpointConnections:
+    """The connections to one endpoint, and the callers that wait for one."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.shared = endpoint.settings.multiplex
+        self.is_shared = endpoint.settings.multiplex
         self.connections: set[Connection] = set()
         self.idle: list[Connection] = []
         self.slots_lent = 0
@@ -66,23 +90,26 @@ class _Site:
     def is_unused(self) -> bool:
         return not (self.connections or self.slots_lent or self.waiters)
 
-    def claim(self, capacity: int, *, clean: bool) -> Connection | Literal[_Grant.SLOT] | None:
-        """Take what a new caller can have at once: a connection, the right to open one, or nothing."""
+    def pick(self, *, reject_stray: bool) -> Connection | None:
+        """The connection that a new caller gets at once, if there is one. An exclusive one is no longer idle then."""
         if self.waiters:
             return None
-        if self.shared:
-            for connection in self.connections:
-                if connection.usable:
-                    return connection
-        elif self.idle:
-            position = len(self.idle) - 1
-            if clean and self.idle[position].unanswered:
-                position = next((i for i, c in enumerate(self.idle) if not c.unanswered), position)
-            return self.idle.pop(position)
-        if len(self.connections) + self.slots_lent < capacity:
-            self.slots_lent += 1
-            return _Grant.SLOT
-        return None
+        if self.is_shared:
+            return next((connection for connection in self.connections if connection.is_available), None)
+        if not self.idle:
+            return None
+        position = len(self.idle) - 1
+        if reject_stray and self.idle[position].may_get_stray_response:
+            # One without stray responses, if there is such; otherwise the caller gives it up for a new one.
+            position = next((i for i, c in enumerate(self.idle) if not c.may_get_stray_response), position)
+        return self.idle.pop(position)
+
+    def lend_slot(self, capacity: int) -> bool:
+        """Take the right to open a connection, if one is left and nobody waits for it."""
+        if self.waiters or len(self.connections) + self.slots_lent >= capacity:
+            return False
+        self.slots_lent += 1
+        return True
 
     def pass_on(self, outcome: Connection | Literal[_Grant.SLOT]) -> bool:
         """Give the first waiter a connection or the slot of one; False if nobody waits."""
@@ -90,57 +117,70 @@ class _Site:
             return False
         if outcome is _Grant.SLOT:
             self.slots_lent += 1
-        self.waiters.popleft().settle(outcome)
+        self.waiters.popleft().resolve(outcome)
         return True
 
-    def settle_all(self, outcome: Connection | WebSocketError) -> None:
+    def resolve_all(self, outcome: Connection | WebSocketError) -> None:
         while self.waiters:
             waiter = self.waiters.popleft()
-            waiter.settle(copy.copy(outcome) if isinstance(outcome, WebSocketError) else outcome)
+            waiter.resolve(copy.copy(outcome) if isinstance(outcome, WebSocketError) else outcome)
 
 
 class Pool:
-    """All connections of one protocol object.
+    """All connections of one protocol object in one event loop.
 
     Args:
         task_group: Where the tasks of the connections run. It belongs to the caller.
-        connect: Opens a connection to an endpoint, within the time that the plan allows.
+        connect: Opens a connection to an endpoint, within the time that the plan allows; its tasks run in that group.
         counters: Where the bytes of closed connections are counted.
+        max_idle_connections: How many connections may be idle at once, over all endpoints.
 
     Attributes:
-        deadlines: Who ends calls whose time is up; whoever has the task group runs it there.
+        deadlines: Ends calls whose time is up.
+        clock: The clock of the event loop, in seconds.
     """
 
     def __init__(
-        self, task_group: TaskGroup, connect: Callable[[Endpoint, Plan], Awaitable[Connection]], counters: Counters
+        self,
+        task_group: TaskGroup,
+        connect: Callable[[Endpoint, Plan, TaskGroup], Awaitable[Connection]],
+        counters: Counters,
+        *,
+        max_idle_connections: int = 100,
     ) -> None:
         self._task_group = task_group
         self._connect = connect
         self._counters = counters
-        self._sites: dict[Endpoint, _Site] = {}
-        self._later: deque[Callable[[], None]] = deque()
+        self._max_idle = max_idle_connections
+        self._endpoints: dict[Endpoint, _EndpointConnections] = {}
+        # In the order in which they became idle, with the time at which they have been idle for too long.
+        self._idle_until: dict[Connection, float] = {}
+        self._notes: deque[Callable[[], None]] = deque()
+        self._attention: anyio.Event | None = None
+        self._next_look = math.inf
+        self._wake = loop_waker(self._call_caretaker)
         self._closed = False
+        self.clock = loop_clock()
         self.deadlines = Deadlines()
 
     def __repr__(self) -> str:
-        sites = list(self._sites.values())
-        connections = sum(len(site.connections) for site in sites)
-        idle = sum(len(site.idle) for site in sites)
-        waiting = sum(len(site.waiters) for site in sites)
+        there = list(self._endpoints.values())
+        connections = sum(len(each.connections) for each in there)
+        idle = sum(len(each.idle) for each in there)
+        waiting = sum(len(each.waiters) for each in there)
         return f"<Pool [Connections: {connections} open, {idle} idle | Calls: {waiting} waiting]>"
 
     def statistics(self) -> Statistics:
         """The pool's part of the statistics, and what was counted so far. It may be called from any thread."""
-        # A copy is made in one step, which no other thread's change can interrupt.
-        sites = list(self._sites.values())
-        connections = [connection for site in sites for connection in list(site.connections)]
+        there = list(self._endpoints.values())
+        connections = [connection for each in there for connection in list(each.connections)]
         states = Counter(connection.state for connection in connections)
         return Statistics(
-            opening=sum(len(site.opening) for site in sites),
+            opening=sum(len(each.opening) for each in there),
             idle=states["idle"],
             active=states["active"],
             closing=states["closing"],
-            waiting=sum(len(site.waiters) for site in sites),
+            waiting=sum(len(each.waiters) for each in there),
             calls=self._counters.calls,
             errors=self._counters.errors,
             reconnects=self._counters.reconnects,
@@ -148,207 +188,315 @@ class Pool:
             bytes_received=self._counters.bytes_received + sum(c.wire.bytes_received for c in connections),
         )
 
-    def claim(self, endpoint: Endpoint, plan: Plan, *, clean: bool) -> Connection | None:
-        """An idle or shared connection that can be used at once, without waiting for anything."""
-        site = self._sites.get(endpoint)
-        if site is None or not (site.idle or site.shared):
-            return None
-        claimed = site.claim(0, clean=clean)
-        if claimed is None or claimed is _Grant.SLOT:
-            return None
-        if claimed.usable and (site.shared or (claimed.quiet and not (clean and claimed.unanswered))):
-            return claimed
-        if not site.shared:
-            site.idle.append(claimed)
-        return None
+    async def run(self) -> None:
+        """Watch deadlines and idle connections until cancelled."""
+        self._task_group.start_soon(self.deadlines.run)
+        while True:
+            self._attention = anyio.Event()
+            with anyio.CancelScope(deadline=self._next_look):
+                if not self._notes:
+                    await self._attention.wait()
+            self._take_notes()
+            self._close_idle()
 
-    async def acquire(self, endpoint: Endpoint, plan: Plan, *, clean: bool) -> Connection:
+    # Taking a connection
+
+    def claim(self, endpoint: Endpoint, *, reject_stray: bool) -> Connection | None:
+        """An idle or shared connection that can be used at once, without waiting for anything."""
+        there = self._endpoints.get(endpoint)
+        if there is None:
+            return None
+        picked = there.pick(reject_stray=reject_stray)
+        if picked is None or picked.is_shared:
+            return picked
+        if not self._is_usable(picked, reject_stray=reject_stray):
+            # `acquire` looks closer.
+            there.idle.append(picked)
+            return None
+        self._idle_until.pop(picked, None)
+        return picked
+
+    async def acquire(self, endpoint: Endpoint, plan: Plan, *, reject_stray: bool) -> Connection:
         """A connection for one exchange, to be given back with `release` or `retire`; a shared one is not given back.
 
         Args:
-            clean: Not a connection on which something may come that nobody asked for: an answer that was not awaited,
-                or one message after another while it was idle.
+            endpoint: Where it leads.
+            plan: The limits of the call that asks.
+            reject_stray: Not a connection on which a response may come that nobody asked for: the caller could not
+                tell it from its own.
 
         Raises:
             WebSocketTimeoutError: No connection became free, or could be opened, in time.
             WebSocketConnectionError: None could be opened.
             WebSocketClosedError: The pool was closed meanwhile.
         """
-        deadline = anyio.current_time() + plan.timeout
-        while self._later:
-            self._later.popleft()()
+        # Fixed before the loop: a caller may get a connection that is lost at once, and must not wait anew.
+        deadline = self.clock() + plan.timeout
         while True:
             self._check_open(endpoint)
-            site = self._sites.get(endpoint)
-            if site is None:
-                site = self._sites[endpoint] = _Site(endpoint)
-            granted = site.claim(plan.max_connections, clean=clean)
+            there = self._endpoints.get(endpoint)
+            if there is None:
+                there = self._endpoints[endpoint] = _EndpointConnections(endpoint)
+            granted: Connection | Literal[_Grant.SLOT] | None = there.pick(reject_stray=reject_stray)
             if granted is None:
-                granted = await self._wait(site, plan, deadline)
+                if there.lend_slot(plan.max_connections):
+                    granted = _Grant.SLOT
+                else:
+                    granted = await self._wait(there, plan, deadline)
             if granted is _Grant.SLOT:
-                return await self._open(site, plan)
-            if site.shared:
-                if granted.usable:
+                return await self._open(there, plan)
+            self._idle_until.pop(granted, None)
+            if granted.is_shared:
+                if granted.is_available:
                     return granted
-            elif await self._settled(site, granted, clean=clean):
+            elif await self._made_usable(there, granted, reject_stray=reject_stray):
                 return granted
 
-    def release(self, connection: Connection, endpoint: Endpoint, *, unanswered: bool = False) -> None:
-        """Give back a connection whose exchange ended well, for the next one."""
-        site = self._sites.get(endpoint)
-        if site is None or self._closed or not connection.usable:
-            self.retire(connection, "no longer needed")
-            return
-        connection.unanswered |= unanswered
-        if not site.pass_on(connection):
-            site.idle.append(connection)
+    def _is_usable(self, connection: Connection, *, reject_stray: bool) -> bool:
+        """True if nothing stands against using an idle connection now."""
+        if not connection.is_available or connection.has_unread_data:
+            return False
+        return not (reject_stray and connection.may_get_stray_response)
 
-    def retire(self, connection: Connection, why: str) -> None:
-        """Give up a connection: it is closed in the background and never used again."""
-        if connection.error is None and not connection.retired:
-            connection.retire(why)
-            self._task_group.start_soon(connection.aclose)
+    async def _made_usable(self, there: _EndpointConnections, connection: Connection, *, reject_stray: bool) -> bool:
+        """Discard what came while a connection was idle. One that cannot be used even then is retired."""
+        if connection.is_available and connection.has_unread_data:
+            try:
+                await connection.drain()
+            except BaseException:
+                self._put_back(there, connection)
+                raise
+        # With a filter of its own the caller can use even one on which messages keep arriving.
+        if connection.is_available and not (
+            reject_stray and (connection.may_get_stray_response or connection.has_unread_data)
+        ):
+            return True
+        self.retire(connection, "a response to an earlier request may still arrive")
+        return False
 
-    def call_later(self, finish: Callable[[], None]) -> None:
-        """Call a function when the pool is next used; for garbage collection, which may run in any thread."""
-        self._later.append(finish)
-
-    def give_up(self, manual: str) -> None:
-        """Retire the idle connections of a manual."""
-        for site in self._sites.values():
-            if site.endpoint.manual == manual:
-                for connection in list(site.idle):
-                    self.retire(connection, "the registration failed")
-                if site.shared:
-                    for connection in list(site.connections):
-                        self.retire(connection, "the registration failed")
-
-    async def deregister(self, manual: str) -> None:
-        """Close the connections of one manual and fail its calls; returns when they are closed."""
-        await self._close_sites(
-            [site for site in self._sites.values() if site.endpoint.manual == manual], "the manual was deregistered"
-        )
-
-    async def aclose(self) -> None:
-        """Close every connection and fail every call; returns when all are closed. The pool stays closed."""
-        self._closed = True
-        await self._close_sites(list(self._sites.values()), "the protocol object was closed")
-
-    async def abort(self) -> None:
-        """Close every connection at once, but for the farewells that their endpoints need; bounded by these.
-
-        It is for a block that was cancelled: what it awaits is shielded.
-        """
-        self._closed = True
-        sites = list(self._sites.values())
-        for site in sites:
-            for connection in list(site.connections):
-                if not connection.plan.on_close:
-                    connection.abort("the protocol object was cancelled")
-        with anyio.CancelScope(shield=True):
-            await self._close_sites(sites, "the protocol object was cancelled")
-
-    async def _close_sites(self, sites: Iterable[_Site], why: str) -> None:
-        sites = list(sites)
-        for site in sites:
-            site.settle_all(WebSocketClosedError(why, code=1000, endpoint=site.endpoint.display_url))
-            for scope in site.opening:
-                scope.cancel()
-            for connection in list(site.connections):
-                self.retire(connection, why)
-        for site in sites:
-            for connection in list(site.connections):
-                await connection.wait_closed()
-
-    async def _wait(self, site: _Site, plan: Plan, deadline: float) -> Connection | Literal[_Grant.SLOT]:
+    async def _wait(
+        self, there: _EndpointConnections, plan: Plan, deadline: float
+    ) -> Connection | Literal[_Grant.SLOT]:
         waiter = _Waiter()
-        site.waiters.append(waiter)
+        there.waiters.append(waiter)
         try:
             with anyio.CancelScope(deadline=deadline):
                 await waiter.event.wait()
         except BaseException:
-            self._leave_queue(site, waiter)
+            self._leave_queue(there, waiter)
             raise
         outcome = waiter.outcome
         if outcome is None:
-            self._leave_queue(site, waiter)
+            self._leave_queue(there, waiter)
             raise WebSocketTimeoutError(
-                f"no connection became free within {plan.timeout:g} s", phase="pool", endpoint=site.endpoint.display_url
+                f"no connection became free within {plan.timeout:g} s (max_connections: {plan.max_connections})",
+                phase="pool",
+                endpoint=there.endpoint.display_url,
             )
         if isinstance(outcome, WebSocketError):
             raise outcome
         return outcome
 
-    def _leave_queue(self, site: _Site, waiter: _Waiter) -> None:
-        """A caller stops waiting; what it was given meanwhile goes to the next."""
+    def _leave_queue(self, there: _EndpointConnections, waiter: _Waiter) -> None:
+        """A caller stops waiting. What it was granted in the moment of its cancellation goes to the next one."""
         outcome = waiter.outcome
         if outcome is None:
-            site.waiters.remove(waiter)
-            self._forget_unused(site)
+            there.waiters.remove(waiter)
+            self._forget_unused(there)
         elif outcome is _Grant.SLOT:
-            site.slots_lent -= 1
-            self._slot_freed(site)
-        elif not isinstance(outcome, WebSocketError) and not site.shared:
-            self.release(outcome, site.endpoint)
+            there.slots_lent -= 1
+            self._slot_freed(there)
+        elif not isinstance(outcome, WebSocketError) and not outcome.is_shared:
+            self._put_back(there, outcome)
 
-    async def _settled(self, site: _Site, connection: Connection, *, clean: bool) -> bool:
-        """Whether an idle connection can be used now; one that cannot is retired."""
-        if not (connection.usable and connection.quiet):
-            try:
-                await connection.settle()
-            except BaseException:
-                self.release(connection, site.endpoint)
-                raise
-        if connection.usable and not (clean and (connection.unanswered or not connection.quiet)):
-            return True
-        self.retire(connection, "an answer that nobody awaits may still come")
-        return False
-
-    async def _open(self, site: _Site, plan: Plan) -> Connection:
-        """Use a slot: open a connection, and tell those who wait for it when it is shared."""
+    async def _open(self, there: _EndpointConnections, plan: Plan) -> Connection:
+        """Use a slot: open a connection, and tell those who wait for it if it is shared."""
         scope = anyio.CancelScope()
-        site.opening.add(scope)
+        there.opening.add(scope)
         connection: Connection | None = None
         try:
-            self._check_open(site.endpoint)
+            self._check_open(there.endpoint)
             with scope:
-                connection = await self._connect(site.endpoint, plan)
+                connection = await self._connect_with_descriptors(there.endpoint, plan)
+            # The pool may have been closed in the turn in which the connection was opened, too late to be cancelled.
             if connection is None or scope.cancel_called:
                 if connection is not None:
                     connection.abort("closed while connecting")
-                raise WebSocketClosedError("closed while connecting", code=1000, endpoint=site.endpoint.display_url)
+                raise WebSocketClosedError("closed while connecting", code=1000, endpoint=there.endpoint.display_url)
         except BaseException as error:
-            site.slots_lent -= 1
-            if site.shared and isinstance(error, WebSocketError):
-                site.settle_all(error)
-            self._slot_freed(site)
+            there.slots_lent -= 1
+            if there.is_shared and isinstance(error, WebSocketError):
+                there.resolve_all(error)
+            self._slot_freed(there)
             raise
         finally:
-            site.opening.discard(scope)
-        site.slots_lent -= 1
-        site.connections.add(connection)
-        connection.on_lost = lambda lost: self._lost(site, lost)
-        connection.start(self._task_group, self.deadlines)
-        if site.shared:
-            site.settle_all(connection)
+            there.opening.discard(scope)
+        there.slots_lent -= 1
+        there.connections.add(connection)
+        # Only now: a connection that is lost before it is here must not give back a slot twice.
+        connection.on_lost = lambda lost: self._lost(there, lost)
+        connection.start()
+        if there.is_shared:
+            there.resolve_all(connection)
         return connection
 
-    def _lost(self, site: _Site, connection: Connection) -> None:
-        site.connections.discard(connection)
+    async def _connect_with_descriptors(self, endpoint: Endpoint, plan: Plan) -> Connection:
+        """Connect; where the process has no file descriptor left, idle connections make room."""
+        while True:
+            try:
+                return await self._connect(endpoint, plan, self._task_group)
+            except WebSocketConnectionError as error:
+                if error.errno not in _DESCRIPTORS_EXHAUSTED or not self._idle_until:
+                    raise
+            for connection in list(self._idle_until)[: max(1, len(self._idle_until) // 2)]:
+                connection.abort("closed to free a file descriptor")
+            # The descriptors are free when the loop has closed the transports.
+            await anyio.lowlevel.checkpoint()
+
+    # Giving it back
+
+    def release(
+        self, connection: Connection, endpoint: Endpoint, *, unanswered: bool = False, keep_alive: float | None = None
+    ) -> None:
+        """Give back a connection whose exchange ended well, for the next one.
+
+        Args:
+            connection: An exclusive connection.
+            endpoint: Where it leads.
+            unanswered: A response may still come that nobody waits for.
+            keep_alive: Seconds after which it is closed if nobody uses it; None: never.
+        """
+        there = self._endpoints.get(endpoint)
+        if there is None or self._closed or not connection.is_available:
+            self.retire(connection, "no longer needed")
+            return
+        connection.may_get_stray_response |= unanswered
+        self._put_back(there, connection, keep_alive=keep_alive)
+
+    def _put_back(
+        self, there: _EndpointConnections, connection: Connection, *, keep_alive: float | None = None
+    ) -> None:
+        if there.pass_on(connection):
+            return
+        if self._closed or not connection.is_available:
+            self.retire(connection, "no longer needed")
+            return
+        there.idle.append(connection)
+        until = math.inf if keep_alive is None else self.clock() + keep_alive
+        self._idle_until[connection] = until
+        if until < self._next_look:
+            # Not moved back when the connection is used again, or every call would wake the caretaker.
+            self._next_look = until
+            self._call_caretaker()
+        if len(self._idle_until) > self._max_idle:
+            self.retire(next(iter(self._idle_until)), "idle longest of too many")
+
+    def retire(self, connection: Connection, why: str) -> None:
+        """Close a connection in the background; it is never used again."""
+        if connection.error is None and not connection.retired:
+            # First the task, then the mark: nothing may count as retired before it is certain that somebody closes it.
+            self._task_group.start_soon(connection.aclose)
+            connection.retire(why)
+            self._no_longer_idle(connection)
+
+    def _no_longer_idle(self, connection: Connection) -> None:
+        if self._idle_until.pop(connection, None) is not None:
+            for there in self._endpoints.values():
+                if connection in there.idle:
+                    there.idle.remove(connection)
+
+    def call_later(self, finish: Callable[[], None]) -> None:
+        """Have the caretaker call a function. It may be called from any thread, and by a finalizer."""
+        self._notes.append(finish)
+        self._wake()
+
+    # Closing
+
+    def give_up(self, manual: str) -> None:
+        """Retire the connections of a manual that no call uses."""
+        for there in self._of(manual):
+            for connection in list(there.connections):
+                if not connection.is_in_use and not connection.is_over:
+                    self.retire(connection, "the registration failed")
+
+    async def deregister(self, manual: str) -> None:
+        """Close the connections of one manual and fail its calls; returns when these connections are closed."""
+        await self._close_all(self._of(manual), "the manual was deregistered")
+
+    async def aclose(self) -> None:
+        """Close every connection and fail every call; returns when all are closed. The pool stays closed."""
+        self._closed = True
+        self._take_notes()
+        await self._close_all(list(self._endpoints.values()), "the protocol object was closed")
+
+    async def abort(self) -> None:
+        """Close all connections immediately, except those with `on_close` steps, which get `CLOSING_TIME`.
+
+        For a block that was cancelled; what it awaits is shielded.
+        """
+        self._closed = True
+        there = list(self._endpoints.values())
+        for each in there:
+            for connection in list(each.connections):
+                if not connection.settings.on_close:
+                    connection.abort("the protocol object was cancelled")
+        with anyio.CancelScope(shield=True):
+            await self._close_all(there, "the protocol object was cancelled")
+
+    def _of(self, manual: str) -> list[_EndpointConnections]:
+        return [there for endpoint, there in self._endpoints.items() if endpoint.manual == manual]
+
+    async def _close_all(self, endpoints: Iterable[_EndpointConnections], why: str) -> None:
+        # Only what is there now: connections that are opened meanwhile are no concern of a deregistration.
+        endpoints = list(endpoints)
+        connections = [connection for there in endpoints for connection in there.connections]
+        for there in endpoints:
+            there.resolve_all(WebSocketClosedError(why, code=1000, endpoint=there.endpoint.display_url))
+            for scope in list(there.opening):
+                scope.cancel()
+        for connection in connections:
+            self.retire(connection, why)
+        for connection in connections:
+            await connection.wait_closed()
+
+    def _lost(self, there: _EndpointConnections, connection: Connection) -> None:
+        there.connections.discard(connection)
         self._counters.bytes_sent += connection.wire.bytes_sent
         self._counters.bytes_received += connection.wire.bytes_received
-        if connection in site.idle:
-            site.idle.remove(connection)
-        self._slot_freed(site)
+        self._idle_until.pop(connection, None)
+        if connection in there.idle:
+            there.idle.remove(connection)
+        self._slot_freed(there)
 
-    def _slot_freed(self, site: _Site) -> None:
-        if not site.pass_on(_Grant.SLOT):
-            self._forget_unused(site)
+    def _slot_freed(self, there: _EndpointConnections) -> None:
+        if not there.pass_on(_Grant.SLOT):
+            self._forget_unused(there)
 
-    def _forget_unused(self, site: _Site) -> None:
-        if site.is_unused and self._sites.get(site.endpoint) is site:
-            del self._sites[site.endpoint]
+    def _forget_unused(self, there: _EndpointConnections) -> None:
+        if there.is_unused and self._endpoints.get(there.endpoint) is there:
+            del self._endpoints[there.endpoint]
 
     def _check_open(self, endpoint: Endpoint) -> None:
         if self._closed:
             raise WebSocketClosedError("the protocol object is closed", code=1000, endpoint=endpoint.display_url)
+
+    # The caretaker
+
+    def _call_caretaker(self) -> None:
+        if self._attention is not None:
+            self._attention.set()
+
+    def _take_notes(self) -> None:
+        while self._notes:
+            note = self._notes.popleft()
+            try:
+                note()
+            except Exception as error:  # noqa: BLE001 - the bulkhead
+                log_internal_error(_log, error, "letting go of a stream")
+
+    def _close_idle(self) -> None:
+        now = self.clock()
+        for connection, until in list(self._idle_until.items()):
+            if until <= now:
+                self.retire(connection, "idle for too long")
+        self._next_look = min(self._idle_until.values(), default=math.inf)

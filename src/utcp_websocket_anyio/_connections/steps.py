@@ -102,7 +102,7 @@ async def run_steps(
     receive: Receive,
     captured: MutableMapping[str, Any],
     rejected: Callable[[int, Message], WebSocketError],
-    waiting: Callable[[Step, RenderContext], None] = lambda step, values: None,
+    skipped: Callable[[Message], None] = lambda message: None,
     display_url: str,
 ) -> None:
     """Take the steps one after the other.
@@ -112,12 +112,11 @@ async def run_steps(
         receive: The next message of the connection.
         captured: Where what the steps capture is put.
         rejected: The error of a step, by its index, whose `reject` filter the message matches.
-        waiting: Told of each step before anything of it is sent.
+        skipped: Told of each message that a waiting step does not take.
         display_url: The endpoint, for errors.
     """
     for index, step in enumerate(steps):
         stand_for = values()
-        waiting(step, stand_for)
         if step.send is not None:
             with response_faults(display_url):
                 data = step.send.encode(stand_for)
@@ -132,6 +131,7 @@ async def run_steps(
                 if step.expect.matches(message, stand_for):
                     capture(step.capture, message, captured)
                     break
+                skipped(message)
 
 
 def capture(extractions: Mapping[str, Extraction], message: Message, captured: MutableMapping[str, Any]) -> None:

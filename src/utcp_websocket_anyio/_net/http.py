@@ -121,10 +121,7 @@ async def request(
         target = add_query(url, query)
         prepared = _prepared(method, target, headers=headers, json=json, form=form, body=body)
     route = network.route("http", address, endpoint)
-    begin = f"the {what} failed"
-    opened = await open_socket(route, network, endpoint, what=begin)
-    if route.proxy is not None:
-        begin = f"{begin} behind the proxy {route.proxy.display}"
+    opened = await open_socket(route, network, endpoint, what=f"the {what} failed")
     failure: WebSocketError
     try:
         stream: ByteStream = SocketStream(opened.socket)
@@ -137,7 +134,7 @@ async def request(
     except _Unusable as error:
         failure = error.as_error(what, endpoint)
     except OSError as error:
-        failure = connection_failure(error, endpoint, what=begin)
+        failure = connection_failure(error, endpoint, what=opened.leg)
     else:
         _log.debug("%s: %s answered with status %d", what, display_url(url), answer.status)
         if not 300 <= answer.status < 400:

@@ -303,10 +303,12 @@ class Opened:
     Attributes:
         socket: Connected and non-blocking.
         proxy_session: All that goes over the socket goes through this TLS session with the proxy; None: nothing does.
+        leg: How the text of an error begins that happens from here on.
     """
 
     socket: socket.socket
     proxy_session: TLSSession | None = None
+    leg: str = "cannot connect"
 
 
 async def open_socket(route: Route, network: Network, endpoint: str, *, what: str = "cannot connect") -> Opened:
@@ -328,9 +330,9 @@ async def open_socket(route: Route, network: Network, endpoint: str, *, what: st
     failure: WebSocketConnectionError
     try:
         if route.unix_socket is not None:
-            return Opened(await open_unix(route.unix_socket))
+            return Opened(await open_unix(route.unix_socket), leg=what)
         if proxy is None:
-            return Opened(await open_tcp(address.host, address.port))
+            return Opened(await open_tcp(address.host, address.port), leg=what)
         begin = f"{what}: the proxy {proxy.display} cannot be reached"
         opened = await open_tcp(proxy.host, proxy.port)
         stream: ByteStream = SocketStream(opened)
@@ -340,7 +342,7 @@ async def open_socket(route: Route, network: Network, endpoint: str, *, what: st
             stream = secured = TLSStream(stream, session)
             await secured.handshake()
         await open_tunnel(stream, proxy, address, endpoint, what=what)
-        return Opened(opened, session)
+        return Opened(opened, session, f"{what} behind the proxy {proxy.display}")
     except WebSocketConnectionError as error:
         failure = error
     except (OSError, UnicodeError) as error:

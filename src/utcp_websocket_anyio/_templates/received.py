@@ -21,10 +21,11 @@ class ResponseError(Exception):
 class Message:
     """A text or binary message. Its JSON is parsed at most once, and only when something asks for it."""
 
-    __slots__ = ("_json", "data")
+    __slots__ = ("_is_claimed", "_json", "data")
 
     def __init__(self, data: str | bytes) -> None:
         self.data = data
+        self._is_claimed = False
         self._json: tuple[Any] | ResponseError | None = None
 
     def __repr__(self) -> str:
@@ -33,6 +34,25 @@ class Message:
     @property
     def is_text(self) -> bool:
         return isinstance(self.data, str)
+
+    @property
+    def size(self) -> int:
+        """The length of the message in bytes."""
+        data = self.data
+        return len(data) if isinstance(data, bytes) or data.isascii() else len(data.encode(errors="surrogatepass"))
+
+    def claimed(self, *, keep_parsed: bool) -> Message:
+        """The message for one owner, who may change its parsed form; the same for a second one is a copy.
+
+        Args:
+            keep_parsed: False: parse it again when it is needed, and save the memory meanwhile.
+        """
+        if self._is_claimed:
+            return Message(self.data)
+        self._is_claimed = True
+        if not keep_parsed:
+            self._json = None
+        return self
 
     def json(self) -> Any:
         """The message as JSON; a binary one is taken as UTF-8.

@@ -229,6 +229,9 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
         unsent = 0 if self._transport is None else self._transport.get_write_buffer_size()
         return self._bytes_read + self._bytes_given - unsent
 
+    def has_unsent_data(self) -> bool:
+        return self._transport is not None and self._transport.get_write_buffer_size() > 0
+
     async def send(self, data: str | bytes, fragment: int | None = None) -> None:
         self._check_open()
         core, layer, transport = self._core, self._layer, self._transport

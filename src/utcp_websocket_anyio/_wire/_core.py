@@ -126,6 +126,7 @@ class ProtocolCore:
         "_is_straight",
         "_kind",
         "_leftover",
+        "_leg",
         "_limit",
         "_missing",
         "_output",
@@ -140,7 +141,7 @@ class ProtocolCore:
         "subprotocol",
     )
 
-    def __init__(self, target: Target, buffer: memoryview | None = None) -> None:
+    def __init__(self, target: Target, buffer: memoryview | None = None, *, leg: str = "cannot connect") -> None:
         self.messages: deque[str | bytes] = deque()
         self.delivered = 0
         self.sent = 0
@@ -149,6 +150,7 @@ class ProtocolCore:
         self.has_leftover = False
         self.subprotocol: str | None = None
         self._target = target
+        self._leg = leg
         self._limit = target.max_message_size
         self._buffer = shared_buffers.of_layer(0) if buffer is None else buffer
         self._is_straight = False
@@ -220,7 +222,7 @@ class ProtocolCore:
         if self.is_open:
             self.closed = WebSocketClosedError("the connection was lost", endpoint=endpoint)
         else:
-            self.closed = connection_failure(cause or EOFError(), endpoint)
+            self.closed = connection_failure(cause or EOFError(), endpoint, what=self._leg)
 
     def _begin_turn(self) -> None:
         self._budget = _BUDGET

@@ -52,7 +52,7 @@ class EngineWire(Wire):
         sessions = [] if opened.proxy_session is None else [opened.proxy_session]
         if address.secure:
             sessions.append(TLSSession(target.network.tls, address.server_name))
-        self._core = ProtocolCore(target, shared_buffers.of_layer(len(sessions)))
+        self._core = ProtocolCore(target, shared_buffers.of_layer(len(sessions)), leg=opened.leg)
         self._layer: ProtocolCore | TLSLayer = self._core
         while sessions:
             session = sessions.pop()

@@ -85,6 +85,10 @@ class Wire(ABC):
         """A number that grows with every byte read from the socket or written to it, as far as the engine can tell."""
 
     @abstractmethod
+    def has_unsent_data(self) -> bool:
+        """True if something that was given to the wire, a ping included, still waits to be written to the socket."""
+
+    @abstractmethod
     def has_unread_data(self) -> bool:
         """True if something has arrived that `receive` has not returned: a message, bytes of one, or the end."""
 

@@ -132,11 +132,14 @@ class TLSLayer:
     def to_send(self) -> bytes:
         """As `ProtocolCore.to_send`."""
         if self._is_secure and (output := self._core.to_send()):
-            return self.seal(output)
+            return self._encrypt(output)
         return self._outgoing.read()
 
     def seal(self, data: bytes) -> bytes:
         """Encrypt bytes of a message; what is returned has to be sent before anything else."""
+        return self._encrypt(self._core.seal(data))
+
+    def _encrypt(self, data: bytes) -> bytes:
         try:
             self._object.write(data)
         except ssl.SSLError as error:

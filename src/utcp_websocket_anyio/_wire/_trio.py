@@ -249,6 +249,9 @@ class TrioWire(EngineWire):
     def progress(self) -> int:
         return self._bytes_read + self._bytes_written
 
+    def has_unsent_data(self) -> bool:
+        return self._sending.locked()
+
     async def send(self, data: str | bytes, fragment: int | None = None) -> None:
         self._check_open()
         interrupts = self._interrupts

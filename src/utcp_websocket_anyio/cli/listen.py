@@ -13,10 +13,12 @@ from typing import Any
 
 import anyio
 import click
+from anyio.abc import TaskGroup
 
 from .._calls.request import prepare
 from .._connections.connection import Connection
 from .._connections.connector import Connector
+from .._connections.exclusive import ExclusiveConnection
 from .._connections.statistics import Counters
 from .._net.transport import Network
 from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
@@ -171,7 +173,22 @@ class _Session:
 
 async def _listen(found: Callable[[], Awaitable[Found]], session: _Session) -> WebSocketClosedError | None:
     """Connect and show what comes and goes; why the peer closed the connection, if it did."""
-    connection = await _connect(await found(), session)
+    failure: BaseException | None = None
+    ended: WebSocketClosedError | None = None
+    async with anyio.create_task_group() as tasks:
+        try:
+            ended = await _listen_in(tasks, await found(), session)
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - raised again below
+            # Raised inside the task group it would come out as an exception group.
+            failure = error
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return ended
+
+
+async def _listen_in(tasks: TaskGroup, found: Found, session: _Session) -> WebSocketClosedError | None:
+    connection = await _connect(tasks, found, session)
     try:
         with anyio.move_on_after(session.seconds) as scope:
             await connection.log_in()
@@ -202,7 +219,7 @@ async def _send_lines(connection: Connection, session: _Session, scope: anyio.Ca
         scope.cancel()
 
 
-async def _connect(found: Found, session: _Session) -> Connection:
+async def _connect(tasks: TaskGroup, found: Found, session: _Session) -> Connection:
     """A connection as the template opens it, before its login, every message of which is shown."""
     template, arguments = found
     serializer = WebSocketCallTemplateSerializer()
@@ -215,9 +232,10 @@ async def _connect(found: Found, session: _Session) -> Connection:
     plan = dataclasses.replace(plan, settings=silent, endpoints={})
     request = prepare(plan, "", arguments, manual=template.name)
     with waiting(f"connecting to {request.endpoint.display_url}"):
-        opened = await Connector(Network(), Counters()).connect(request.endpoint, plan)
+        opened = await Connector(Network(), Counters()).connect(request.endpoint, plan, tasks)
     note(f"connected to {request.endpoint.display_url}")
-    return Connection(_ShownWire(opened.wire, session.traffic), settings, display_url=opened.display_url)
+    wire = _ShownWire(opened.wire, session.traffic)
+    return ExclusiveConnection(wire, settings, display_url=opened.display_url, tasks=tasks)
 
 
 class _ShownWire(Wire):
@@ -233,6 +251,9 @@ class _ShownWire(Wire):
     @property
     def progress(self) -> int:
         return self._wire.progress
+
+    def has_unsent_data(self) -> bool:
+        return self._wire.has_unsent_data()
 
     def has_unread_data(self) -> bool:
         return self._wire.has_unread_data()

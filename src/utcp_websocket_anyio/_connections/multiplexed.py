@@ -1,0 +1,235 @@
+"""A connection that many exchanges share: one task reads and routes, one task sends.
+
+Most exchanges are told apart by one value at one place of each message, such as ``{"id": "{{call_id}}"}``. The router
+keeps these in a table by place and value, so that a message costs one look-up per distinct place and not one filter per
+exchange; an exchange without such a value is offered everything. The table only narrows down: the exchange's own
+filters decide, in `User.accept`, in the reader's task, before the next message is looked at.
+
+While an exchange is still in its `before` steps it is offered everything, too: who a message is for that comes between
+two steps is known only when the steps are done.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from .._templates.filters import MISSING, lookup
+from .._templates.received import Message, ResponseError
+from .._wire import Interrupted
+from .bulkhead import internal_error, log_internal_error
+from .connection import Channel, Connection, User
+from .outbox import Outgoing
+
+if TYPE_CHECKING:
+    from .._templates.plan import Path
+    from ..errors import WebSocketError
+
+__all__ = ["MultiplexedConnection", "Router"]
+
+_log = logging.getLogger(__name__)
+
+
+class MultiplexedConnection(Connection):
+    """A connection that many exchanges share."""
+
+    is_shared = True
+    _router: Router | None = None
+
+    @property
+    def is_in_use(self) -> bool:
+        return self._router is not None and bool(len(self._router))
+
+    def open_channel(self, user: User) -> SharedChannel:
+        if self._error is not None:
+            raise copy.copy(self._error)
+        assert self._router is not None
+        self.calls += 1
+        return SharedChannel(self, self._router, user)
+
+    async def drain(self) -> None:
+        """Nothing to do: the reader discards what no exchange accepts."""
+
+    def _start_reading(self) -> None:
+        self._router = Router()
+        self._run(self._keep_routing, self._router)
+
+    def _ensure_reading(self) -> None:
+        """The reader always reads."""
+
+    def _deliver(self, message: Message) -> None:
+        if self._router is None or self.is_over:
+            self._inbox.append(message)
+        else:
+            self._router.route(message)
+
+    def _dismiss(self, error: WebSocketError) -> None:
+        if self._router is not None:
+            for channel in self._router.everyone():
+                self._router.remove(channel)
+                channel.fail(copy.copy(error))
+
+    def _users(self) -> Iterable[User]:
+        return () if self._router is None else self._router.everyone()
+
+    async def _keep_routing(self, router: Router) -> None:
+        # What came in one read with the end of the login.
+        while self._inbox:
+            router.route(self._inbox.popleft())
+        while not self.is_over:
+            await self._read()
+            for data in self.wire.take_nowait():
+                self._take_in(data)
+
+
+class SharedChannel(Channel):
+    """One exchange's part of a shared connection.
+
+    Attributes:
+        correlation: The place and value that every message for this exchange has; None: unknown.
+    """
+
+    __slots__ = ("_accepted", "_connection", "_error", "_interrupted", "_outgoing", "_router", "_user", "correlation")
+
+    def __init__(self, connection: MultiplexedConnection, router: Router, user: User) -> None:
+        self.correlation: tuple[Path, Any] | None = None
+        self._connection = connection
+        self._router = router
+        self._user = user
+        self._accepted: anyio.Event | None = None
+        self._interrupted = False
+        self._error: WebSocketError | None = None
+        self._outgoing: Outgoing | None = None
+        router.add(self)
+
+    # As the router sees it
+
+    def accept(self, message: Message) -> None:
+        self._user.accept(message)
+        self._wake()
+
+    def fail(self, error: WebSocketError) -> None:
+        self._error = error
+        self._user.fail(error)
+        self._wake()
+
+    # As the exchange sees it
+
+    async def send(self, data: str | bytes) -> None:
+        if self._interrupted:
+            raise Interrupted
+        self._outgoing = self._connection.post(data)
+
+    async def flush(self) -> None:
+        if self._outgoing is not None:
+            await self._outgoing.wait()
+            if not self._outgoing.is_sent:
+                self._raise()
+
+    async def wait(self) -> None:
+        if self._interrupted or self._error is not None:
+            self._raise()
+        self._accepted = anyio.Event()
+        await self._accepted.wait()
+
+    def take_in(self) -> None:
+        """The reader has done so."""
+
+    def take_nowait(self) -> deque[str | bytes] | None:
+        return None
+
+    def listen(self, correlation: tuple[Path, Any] | None) -> None:
+        if correlation is not None:
+            self._router.remove(self)
+            self.correlation = correlation
+            self._router.add(self)
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+        if self._outgoing is not None:
+            self._outgoing.finish()
+        self._wake()
+
+    def finish(self) -> None:
+        self._router.remove(self)
+        if self._outgoing is not None:
+            self._outgoing.withdraw()
+
+    def _raise(self) -> None:
+        if self._error is not None and not self._interrupted:
+            raise copy.copy(self._error)
+        raise Interrupted
+
+    def _wake(self) -> None:
+        if self._accepted is not None:
+            self._accepted.set()
+
+
+class Router:
+    """The channels of one connection."""
+
+    def __init__(self) -> None:
+        self._everything: dict[int, SharedChannel] = {}
+        self._by_value: dict[Path, dict[Any, list[SharedChannel]]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, channel: SharedChannel) -> None:
+        """Offer messages to a channel from now on."""
+        self._count += 1
+        if channel.correlation is None:
+            self._everything[id(channel)] = channel
+            return
+        path, value = channel.correlation
+        self._by_value.setdefault(path, {}).setdefault(value, []).append(channel)
+
+    def remove(self, channel: SharedChannel) -> None:
+        """Forget a channel. Does nothing if it is not there."""
+        if channel.correlation is None:
+            found = self._everything.pop(id(channel), None) is not None
+        else:
+            path, value = channel.correlation
+            same_value = self._by_value.get(path, {}).get(value, [])
+            found = channel in same_value
+            if found:
+                same_value.remove(channel)
+                if not same_value:
+                    del self._by_value[path][value]
+                    if not self._by_value[path]:
+                        del self._by_value[path]
+        self._count -= found
+
+    def route(self, message: Message) -> None:
+        """Offer a message to every exchange that it may be for."""
+        for channel in self._candidates(message):
+            try:
+                channel.accept(message)
+            except Exception as error:  # noqa: BLE001 - the bulkhead: it is that exchange's error and nobody else's
+                log_internal_error(_log, error, "offering a message to a call")
+                self.remove(channel)
+                channel.fail(internal_error(error, endpoint=None))
+
+    def everyone(self) -> list[SharedChannel]:
+        """All channels."""
+        indexed = [c for values in self._by_value.values() for same in values.values() for c in same]
+        return [*self._everything.values(), *indexed]
+
+    def _candidates(self, message: Message) -> list[SharedChannel]:
+        candidates = list(self._everything.values())
+        if self._by_value:
+            try:
+                content = message.json()
+            except ResponseError:
+                return candidates
+            for path, values in self._by_value.items():
+                found = lookup(content, path)
+                if found is not MISSING and not isinstance(found, (dict, list)):
+                    candidates += values.get(found, ())
+        return candidates
