@@ -49,7 +49,7 @@ def failed(code: int, *arguments: str, **options: Any) -> str:
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own, where every warning is an error."""
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=50, cwd=cwd, check=False)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=150, cwd=cwd, check=False)
 
 
 @contextmanager

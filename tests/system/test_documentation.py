@@ -198,7 +198,7 @@ def test_a_program_prints_what_its_page_says(page: str, number: int, tmp_path: P
     command = [sys.executable, "-X", "dev", "-W", "error", str(program)]
     if re.search(r"^(async )?def test_", source, re.MULTILINE):
         command[-1:] = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(program)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=tmp_path, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     if printed is not None:
         assert done.stdout == printed

@@ -103,15 +103,16 @@ async def open_at_once(protocol: WebSocketCommunicationProtocol, call_template: 
 
 async def report(protocol: WebSocketCommunicationProtocol, url: str) -> dict[str, int]:
     """What the server sees, but for the connection that asks."""
-    answer: dict[str, int] = await protocol.call_tool(
-        None, "manual.t", {}, template(url + "report", message={"report": True}, response_format="json")
+    asks = template(
+        url + "report", message={"report": True}, response_format="json", timeout=150, connection_timeout=150
     )
+    answer: dict[str, int] = await protocol.call_tool(None, "manual.t", {}, asks)
     return answer
 
 
 async def until_left(url: str) -> None:
     """Wait until the server has no connection any more."""
-    async with entered() as protocol:
+    async with entered(150) as protocol:
         while (await report(protocol, url))["connections"]:
             await anyio.sleep(0.01)
 
