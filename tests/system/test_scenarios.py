@@ -9,7 +9,7 @@ import copy
 import importlib.metadata
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +158,7 @@ class Caller:
         except Exception as error:  # noqa: BLE001 - it is the outcome
             return {"error": KINDS.get(type(error), type(error).__name__)}
 
-    async def steps(self) -> AsyncIterator[tuple[dict[str, Any], Any]]:
+    async def steps(self) -> AsyncGenerator[tuple[dict[str, Any], Any]]:
         """Each step with its outcome."""
         for number, step in enumerate(self._endpoint.scenario["steps"]):
             if "closed" in step:
