@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from support.terminal import BACKENDS, done, endpoint, failed, manual, served, w
 
 from utcp_websocket_anyio import ToolServer
 from utcp_websocket_anyio.cli import calls, source
+from utcp_websocket_anyio.cli.typed import Chunks
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -506,3 +509,34 @@ def test_an_argument_is_the_content_of_a_file(backend: str, tmp_path: Path) -> N
         assert json.loads(done(*call, "text=@-", "items=[]", stdin="typed"))["text"] == "typed"
         assert json.loads(done(*call, 'text:="@handle"', "items=[]"))["text"] == "@handle"
         assert "a value that begins with @ is written text:='" in failed(2, *call, "text=@none", "items=[]")
+
+
+def test_what_another_protocols_plugin_raises_is_one_line(backend: str, tmp_path: Path) -> None:
+    http = {"call_template_type": "http", "url": "http://127.0.0.1:1/", "http_method": "GET", "name": "web"}
+    told = failed(1, "discover", written(tmp_path / "http.json", http), "--backend", backend)
+    content = manual("ws://127.0.0.1:1/", allowed_communication_protocols=["websocket", "http"])
+    content["tools"][0]["tool_call_template"] = http
+    said = failed(1, "call", written(tmp_path / "mixed.json", content), "tool", "--backend", backend)
+    assert [len(text.splitlines()) for text in (told, said)] == [1, 1]
+    if backend == "trio":
+        assert "give --backend asyncio" in told
+        assert "give --backend asyncio" in said
+    else:
+        assert "Cannot connect to host 127.0.0.1:1" in told
+        assert "http: Cannot connect to host 127.0.0.1:1" in said
+
+
+def test_stdin_is_sent_while_it_comes(backend: str) -> None:
+    reader, writer = os.pipe()
+
+    async def read() -> list[bytes]:
+        pieces = Chunks(4).__aiter__()
+        os.write(writer, b"abcdef")
+        first = await anext(pieces)
+        os.write(writer, b"ghi")
+        os.close(writer)
+        return [first, *[piece async for piece in pieces]]
+
+    with os.fdopen(reader) as stdin, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", stdin)
+        assert anyio.run(read, backend=backend) == [b"abcd", b"efgh", b"i"]

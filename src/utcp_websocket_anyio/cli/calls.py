@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,14 +12,13 @@ from typing import Any
 import anyio
 import click
 from utcp.data.tool import Tool
-from utcp.exceptions import UtcpVariableNotFound
 
 from .._client.client import AnyioUtcpClient
 from .._templates.call_template import WebSocketCallTemplate
 from .arguments import read_arguments
 from .command import Command
 from .completion import complete_argument, complete_target, complete_tool
-from .failures import Failure
+from .failures import Failure, as_plugin_failures
 from .options import Access, Pairs, access_options
 from .output import note, waiting, write_item, write_result
 from .running import beside, run
@@ -108,7 +107,7 @@ class _Request:
         """A client that knows the tool, the tool, and the arguments."""
         async with open_manual(self.source, self.access) as manual:
             tool = manual.tool(self.name)
-            with _as_tool_failures(tool):
+            with as_plugin_failures(tool.tool_call_template.call_template_type):
                 yield manual.client, tool, read_arguments(tool, self.pairs, self.args_json)
 
     def too_late(self) -> Failure:
@@ -121,25 +120,6 @@ async def _call(request: _Request) -> Any:
         with anyio.move_on_after(request.access.timeout):
             return await client.call_tool(tool.name, arguments)
         raise request.too_late()
-
-
-@contextmanager
-def _as_tool_failures(tool: Tool) -> Iterator[None]:
-    """Make a failure of whatever the plugin of another protocol raises."""
-    kind = tool.tool_call_template.call_template_type
-    failure: Failure | None = None
-    try:
-        yield
-    except (click.ClickException, click.exceptions.Exit, BrokenPipeError, UtcpVariableNotFound, ValueError):
-        raise
-    except Exception as error:
-        if kind == "websocket":
-            raise
-        failure = Failure(
-            f"the {kind} tool failed: {str(error) or type(error).__name__}", code=1, kind=type(error).__name__
-        )
-    if failure is not None:
-        raise failure
 
 
 class _Silence:

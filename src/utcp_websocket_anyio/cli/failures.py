@@ -20,7 +20,17 @@ from ..errors import (
 )
 from .output import echo, json_text, paint
 
-__all__ = ["CLOSED_PIPE", "EXIT_CODES", "INTERRUPTED", "UNWRITABLE", "Failure", "as_failures", "failure_of"]
+__all__ = [
+    "CLOSED_PIPE",
+    "EXIT_CODES",
+    "INTERRUPTED",
+    "UNWRITABLE",
+    "Failure",
+    "as_failures",
+    "as_plugin_failures",
+    "failure_of",
+    "last_line",
+]
 
 UNWRITABLE = 74  # EX_IOERR of sysexits.h
 INTERRUPTED = 130
@@ -107,6 +117,34 @@ def as_failures(*, as_json: bool = False) -> Iterator[None]:
         raise click.exceptions.Exit(CLOSED_PIPE)
     failure.as_json = as_json
     raise failure
+
+
+@contextmanager
+def as_plugin_failures(kind: str) -> Iterator[None]:
+    """Make a failure of whatever the plugin of another protocol raises; it may be anything.
+
+    Args:
+        kind: The type of the call template.
+    """
+    failure: Failure | None = None
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit, BrokenPipeError, UtcpVariableNotFound):
+        raise
+    except Exception as error:
+        if kind == "websocket" or isinstance(error, WebSocketError):
+            raise
+        text = last_line(str(error)) or type(error).__name__
+        if isinstance(error, RuntimeError) and "needs asyncio" in text:
+            text += "; give --backend asyncio"
+        failure = Failure(f"{kind}: {text}", code=1, kind=type(error).__name__)
+    if failure is not None:
+        raise failure
+
+
+def last_line(text: str) -> str:
+    """What a traceback in a text comes to; a text of one line itself."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def failure_of(error: Exception, *, hint: str = "") -> Failure:

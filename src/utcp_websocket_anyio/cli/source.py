@@ -22,7 +22,7 @@ from .._client.client import AnyioUtcpClient, open_client
 from .._net.security import display_url, split_address
 from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
 from ..errors import WebSocketClosedError, WebSocketProtocolError, WebSocketSecurityError, WebSocketTimeoutError
-from .failures import Failure, failure_of
+from .failures import Failure, as_plugin_failures, failure_of, last_line
 from .options import Access
 
 __all__ = [
@@ -250,10 +250,11 @@ async def _registered(
     if limit is None and source.asks_endpoint and "timeout" not in source.template:
         limit = DISCOVERY_TIME
     try:
-        with anyio.move_on_after(limit):
+        with anyio.move_on_after(limit), as_plugin_failures(template.call_template_type):
             result = await client.register_manual(template)
             if not result.success:
-                raise Failure("; ".join(result.errors) or "the manual could not be registered")
+                reasons = "; ".join(map(last_line, result.errors))
+                raise Failure(reasons or "the manual could not be registered", code=1, kind="RegistrationError")
             return result
     except (WebSocketClosedError, WebSocketProtocolError, WebSocketTimeoutError) as error:
         if not source.asks_endpoint or (isinstance(error, WebSocketTimeoutError) and error.phase != "response"):
