@@ -24,7 +24,7 @@ from utcp_websocket_anyio._templates.call_template import (
     WebSocketCallTemplateSerializer,
     declare_tool_inputs,
 )
-from utcp_websocket_anyio._templates.plan import Endpoint
+from utcp_websocket_anyio._templates.plan import Endpoint, Plan
 from utcp_websocket_anyio._templates.values import RenderContext, Template
 
 BASE: dict[str, Any] = {"name": "manual", "call_template_type": "websocket", "url": "wss://example.com/tools"}
@@ -47,7 +47,7 @@ OTHER_VALUES: dict[str, list[Any]] = {
     "allowed_communication_protocols": [["websocket", "http"]],
     "message": ["", "text {{args.a}}", {"a": ["{{args.a}}", None, 1.5]}, [], {}, {"type": "binary", "data": "AQI="}],
     "response_format": ["json", "text", "raw"],
-    "protocol": ["graphql-ws"],
+    "protocol": ["graphql-ws", ["v2", "v1.{{args.a}}"]],
     "keep_alive": [False],
     "timeout": [0.5, 60],
     "connection_timeout": [0.5, 60],
@@ -62,12 +62,26 @@ OTHER_VALUES: dict[str, list[Any]] = {
     "message_filter": ["a+", FILTER, [1]],
     "end_filter": ["a+", FILTER, [1]],
     "error_filter": ["a+", FILTER, [1]],
-    "end_on_close": ["any"],
-    "result": [{"path": "a.0"}, {"regex": "(a)"}, {"after": "42", "path": "1"}],
+    "end_on_close": ["any", "never"],
+    "result": [{"path": "a.0"}, {"regex": "(a)"}, {"after": "42", "path": "1"}, [{"slice": [2, None]}, {"as": "hex"}]],
+    "error_result": [{"select": "error.message || error"}],
+    "last_filter": ["a+", FILTER],
+    "request": [[STEP], [{"send_each": {"of": "{{args.a}}", "chunk": 5}}], []],
+    "session": ["{{args.a?}}"],
+    "prepare": [[{"http": {"url": "https://example.com/token"}, "capture": {"t": {"path": "t"}}}]],
+    "heartbeat": [{"send": "ping", "every": 5, "expect": "pong"}, {"silence": 60}],
+    "on_response": [{"send": "ack {{message.id}}"}],
+    "on_end": [[{"send": "bye", "when": "always"}]],
+    "resume": [{}, {"attempts": 2, "not_after": [4000, [4100, 4199]], "gap_item": {"gap": "{{gap}}"}}],
+    "incoming": [{"inflate": "gzip", "split": "json", "each": True, "json": ["a.b"]}],
+    "outgoing": [{"suffix": "\n", "frame": "binary", "fragment": 1000}],
+    "collect": ["join", "last"],
+    "spread": [True],
+    "keep_alive_timeout": [5, None],
     "listen_only": [True],
     "on_connect": [[STEP], []],
     "before": [[STEP], []],
-    "auto_reply": [[{"match": FILTER, "reply": "pong", "capture": {"n": {"regex": "(.)"}}}], []],
+    "on_message": [[{"match": FILTER, "reply": "pong", "capture": {"n": {"regex": "(.)"}}}], []],
     "on_close": [[{"send": "bye"}], []],
     "compression": ["deflate"],
     "compression_threshold": [0, 1],
@@ -99,6 +113,20 @@ DEFAULTS = {
     "header_fields": None,
     "message_filter": None,
     "end_filter": None,
+    "last_filter": None,
+    "error_result": None,
+    "request": None,
+    "session": None,
+    "prepare": None,
+    "heartbeat": None,
+    "on_response": None,
+    "on_end": None,
+    "resume": None,
+    "incoming": None,
+    "outgoing": None,
+    "collect": "list",
+    "spread": False,
+    "keep_alive_timeout": 300,
     "error_filter": None,
     "end_on_close": "normal",
     "result": None,
@@ -106,7 +134,7 @@ DEFAULTS = {
     "multiplex": False,
     "on_connect": None,
     "before": None,
-    "auto_reply": None,
+    "on_message": None,
     "on_close": None,
     "compression": None,
     "compression_threshold": 1024,
@@ -148,6 +176,12 @@ def api_key(key: str) -> ApiKeyAuth:
     return ApiKeyAuth(api_key=key, var_name="X-Api-Key", location="header")
 
 
+def sent(plan: Plan) -> Any:
+    message = plan.request[0].send
+    assert message is not None
+    return message.encode(RenderContext({}, "tool"))
+
+
 # The JSON form
 
 
@@ -175,8 +209,10 @@ def test_every_field_survives_the_round_trip_and_nothing_else_is_written(name: s
 
 @given(st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in OTHER_VALUES.items()}))
 def test_any_combination_survives_the_round_trip(fields: dict[str, Any]) -> None:
-    if fields.get("listen_only"):
+    if fields.get("listen_only") or fields.get("request") is not None:
         fields = {name: value for name, value in fields.items() if name not in ("message", "expected_responses")}
+    if fields.get("request") is not None:
+        fields.pop("listen_only", None)
     given = {**BASE, **fields}
     assert serializer.to_dict(serializer.validate_dict(given)) == given
 
@@ -244,15 +280,18 @@ def test_auth_may_be_given_as_an_object(auth: Auth) -> None:
         ({"url": None}, "url: Input should be a valid string"),
         ({"url": ""}, "url: must start with wss://, or with ws:// for loopback"),
         ({"url": "https://example.com"}, "url: must start with wss://, or with ws:// for loopback"),
-        ({"url": "ws://example.com/"}, "url: ws:// goes to localhost, 127.0.0.0/8 and [::1] only; use wss://"),
+        (
+            {"url": "ws://example.com/"},
+            "url: ws:// goes to localhost, 127.0.0.0/8, [::1] and trusted hosts only; use wss://",
+        ),
         ({"url": "wss://example.com/#f"}, "url: a WebSocket URL has no fragment"),
-        ({"url": "wss://u:p@example.com/"}, "url: holds user information; credentials belong in auth"),
+        ({"url": "wss://u:p@example.com/"}, "url: contains user information; put credentials in auth"),
         ({"url": "wss://{{args.host}}/"}, "url: "),
         ({"url": "wss://${H}{{args.host}}/"}, "url: {{args.host}} may only stand in path and query"),
         ({"url": "wss://example.com/{{args.a|x}}"}, "url: {{args.a|x}}: there is no encoder 'x'; there are json, "),
         ({"call_template_type": "http"}, "call_template_type: Input should be 'websocket'"),
         ({"message": 5}, "message: Input should be a valid string; message: Input should be a valid dictionary"),
-        ({"message": {"type": "binary", "data": "?"}}, "message.data: is no valid base64"),
+        ({"message": {"type": "binary", "data": "?"}}, "message.data: is not valid base64"),
         ({"message": {"type": "binary", "data": "", "encoding": "x"}}, "message.encoding: must be one of base64, "),
         ({"message": {"a": [{1: 2}]}}, "message.a[0]: the key 1 must be a string"),
         ({"message": {"a": (1,)}}, "message.a: must be a JSON value, not tuple"),
@@ -267,57 +306,59 @@ def test_auth_may_be_given_as_an_object(auth: Auth) -> None:
         ({"expected_responses": -2}, "expected_responses: Input should be greater than or equal to -1"),
         ({"expected_responses": 1.5}, "expected_responses: Input should be a valid integer"),
         ({"headers": {"A": 5}}, "headers: Input should be a valid string"),
-        ({"headers": {"a b": "c"}}, "headers: 'a b' is no valid header name"),
-        ({"headers": {"A": "b\r\nC: d"}}, "headers: the value of the header A holds a control character"),
+        ({"headers": {"a b": "c"}}, "headers: invalid header name 'a b'"),
+        ({"headers": {"A": "b\r\nC: d"}}, "headers: the value of the header A contains a control character"),
         ({"headers": {"Host": "a"}}, "headers: the header Host belongs to the handshake and cannot be set"),
         ({"header_fields": ["A", "sec-websocket-key"]}, "header_fields: the header sec-websocket-key belongs to"),
-        ({"header_fields": ["a\n"]}, "header_fields: 'a\\n' is no valid header name"),
+        ({"header_fields": ["a\n"]}, "header_fields: invalid header name 'a\\n'"),
         ({"header_fields": "A"}, "header_fields: Input should be a valid list"),
         ({"message_filter": 5}, "message_filter: "),
-        ({"message_filter": "("}, "message_filter: is no valid regular expression"),
+        ({"message_filter": "("}, "message_filter: is not a valid regular expression"),
         ({"end_filter": {"$x": 1}}, "end_filter: $x cannot stand here; there are $absent, "),
         ({"error_filter": {"$or": []}}, "error_filter.$or: must be a list with at least one entry"),
-        ({"end_on_close": "never"}, "end_on_close: Input should be 'normal' or 'any'"),
+        ({"end_on_close": "all"}, "end_on_close: Input should be 'normal', 'any' or 'never'"),
         ({"result": {"regex": "a"}}, "result.regex: needs a group, in parentheses"),
         ({"result": "a"}, "result: Input should be a valid dictionary"),
         ({"on_connect": {"send": "a"}}, "on_connect: Input should be a valid list"),
-        ({"on_connect": [{}]}, "on_connect[0]: a step needs send (a message), expect (a filter), or both"),
-        ({"before": [{"send": ""}, {"sent": "a"}]}, "before[1]: unknown key 'sent'; there are send, expect, reject, "),
+        ({"on_connect": [{}]}, "on_connect[0]: a step needs send (a message), expect (a filter), http"),
+        ({"before": [{"send": ""}, {"sent": "a"}]}, "before[1]: unknown key 'sent'; did you mean 'send'?"),
         ({"before": [{"send": "a", "reject": "b"}]}, "before[0].reject: works on the message that is waited for; give"),
         ({"before": [{"send": "a", "capture": {}}]}, "before[0].capture: works on the message that is waited for"),
         ({"before": [{"expect": "a", "capture": []}]}, "before[0].capture: must be an object of names and extractions"),
-        ({"before": [{"expect": "a", "capture": {"b": {}}}]}, "before[0].capture.b: must be an object with path, "),
+        (
+            {"before": [{"expect": "a", "capture": {"b": {}}}]},
+            "before[0].capture.b: must be an object with one of path, ",
+        ),
         ({"before": [{"send": 5}]}, "before[0].send: must be a string, an object or a list"),
         ({"before": [{"expect": 5}]}, "before[0].expect: must be a pattern (string), an object or a list"),
         ({"before": [{"expect": "a", "reject": 5}]}, "before[0].reject: must be a pattern (string), an object or"),
         ({"before": ["hello"]}, "before: Input should be a valid dictionary"),
-        ({"on_connect": [{"send": "{{args.a}}"}]}, "on_connect[0].send: {{args.a}} is of a call; this belongs to the"),
-        ({"on_close": [{"send": ["{{args}}"]}]}, "on_close[0].send[0]: {{args}} is of a call; this belongs to the"),
-        ({"auto_reply": [{"match": "a"}]}, "auto_reply[0]: needs match (a filter) and reply (a message); reply is"),
-        ({"auto_reply": [{"reply": "a"}]}, "auto_reply[0]: needs match (a filter) and reply (a message); match is"),
-        ({"auto_reply": [{"match": "a", "reply": "b", "send": "c"}]}, "auto_reply[0]: unknown key 'send'; there are"),
-        ({"auto_reply": [{"match": "{{args.a}}", "reply": ""}]}, "auto_reply[0].match: {{args.a}} is of a call"),
-        ({"auto_reply": [{"match": "a", "reply": "UTCP_ARG_a_UTCP_ARG"}]}, "auto_reply[0].reply: UTCP_ARG_a_UTCP_ARG"),
-        ({"message": "{{captured.a}}"}, "message: {{captured.a}} is captured by no step; nothing is captured here"),
+        ({"auto_reply": [{"match": "a"}]}, "on_message[0]: nothing is done with the message; give reply"),
+        ({"auto_reply": [{"reply": "a"}]}, "on_message[0]: needs match (a filter); match is missing"),
+        ({"on_message": [{"match": "a", "reply": "b", "send": "c"}]}, "on_message[0]: unknown key 'send'; there are"),
+        (
+            {"message": "{{captured.a}}"},
+            "message: {{captured.a}} is not captured by any step; nothing is captured here",
+        ),
         (
             {"message_filter": {"a": "{{captured.b}}"}, "before": [STEP]},
-            "message_filter: {{captured.b}} is captured by no step; captured are session",
+            "message_filter: {{captured.b}} is not captured by any step; captured are session",
         ),
-        ({"before": [{"send": "{{captured.a}}"}]}, "before[0].send: {{captured.a}} is captured by no step"),
-        ({"on_close": [{"send": "{{captured.a}}"}]}, "on_close[0].send: {{captured.a}} is captured by no step"),
-        ({"auto_reply": [{"match": "{{captured.a}}", "reply": ""}]}, "auto_reply[0].match: {{captured.a}} is captured"),
-        ({"auto_reply": [{"match": "", "reply": "{{captured.a}}"}]}, "auto_reply[0].reply: {{captured.a}} is captured"),
+        ({"before": [{"send": "{{captured.a}}"}]}, "before[0].send: {{captured.a}} is not captured by any step"),
+        ({"on_close": [{"send": "{{captured.a}}"}]}, "on_close[0].send: {{captured.a}} is not captured by any step"),
+        ({"on_message": [{"match": "{{captured.a}}", "reply": ""}]}, "on_message[0].match: {{captured.a}} is not"),
+        ({"on_message": [{"match": "", "reply": "{{captured.a}}"}]}, "on_message[0].reply: {{captured.a}} is not"),
         (
             {"on_connect": [{"send": "{{captured.session}}"}], "before": [STEP]},
-            "on_connect[0].send: {{captured.session}} is captured by no step",
+            "on_connect[0].send: {{captured.session}} is not captured by any step",
         ),
         (
             {"url": "wss://example.com/{{captured.session}}", "on_connect": [STEP]},
-            "url: {{captured.session}} is captured by no step",
+            "url: {{captured.session}} is not captured by any step",
         ),
         (
             {"response_timeout": "{{captured.a}}", "on_connect": [STEP]},
-            "response_timeout: {{captured.a}} is captured by no step; captured are session",
+            "response_timeout: {{captured.a}} is not captured by any step; captured are session",
         ),
         ({"compression": "gzip"}, "compression: Input should be 'deflate'"),
         ({"compression_threshold": -1}, "compression_threshold: Input should be greater than or equal to 0"),
@@ -325,8 +366,8 @@ def test_auth_may_be_given_as_an_object(auth: Auth) -> None:
         ({"max_connections": 0}, "max_connections: Input should be greater than or equal to 1"),
         ({"reconnect_attempts": -1}, "reconnect_attempts: Input should be greater than or equal to 0"),
         ({"discovery_message": [1]}, "discovery_message: "),
-        ({"discovery_message": "{{args.a}}"}, "discovery_message: {{args.a}} is of a call; this belongs to"),
-        ({"discovery_url": "http://example.com/"}, "discovery_url: http:// goes to localhost, 127.0.0.0/8 and [::1]"),
+        ({"discovery_message": "{{args.a}}"}, "discovery_message: {{args.a}} cannot be used here: discovery is"),
+        ({"discovery_url": "http://example.com/"}, "discovery_url: http:// goes to localhost, 127.0.0.0/8, [::1] and"),
         ({"discovery_url": "wss://example.com/"}, "discovery_url: must start with https://, or with http:// for"),
         ({"multiplex": True}, "multiplex: concurrent calls on one connection are told apart by message_filter; give"),
         (
@@ -349,7 +390,7 @@ def test_auth_may_be_given_as_an_object(auth: Auth) -> None:
         ),
         (
             {"auth": {"auth_type": "oauth2", "token_url": "http://a.com/", "client_id": "i", "client_secret": "s"}},
-            "auth.token_url: http:// goes to localhost, 127.0.0.0/8 and [::1] only; use https://",
+            "auth.token_url: http:// goes to localhost, 127.0.0.0/8, [::1] and trusted hosts only; use https://",
         ),
         ({"tools": {}}, "tools: Input should be a valid list"),
         ({"tools": ["a"]}, "tools: Input should be a valid dictionary"),
@@ -366,7 +407,7 @@ def test_auth_may_be_given_as_an_object(auth: Auth) -> None:
         ),
         (
             {"tools": [{"name": "a", "tool_call_template": {**BASE, "message_filter": "("}}]},
-            "tools[0].tool_call_template.message_filter: is no valid regular expression",
+            "tools[0].tool_call_template.message_filter: is not a valid regular expression",
         ),
     ],
     ids=lambda value: str(value)[:50],
@@ -615,6 +656,7 @@ def test_dollar_names_of_declared_inputs_become_arguments_wherever_a_calls_place
             "response_timeout": "${a}",
             "headers": {"X": "${a}"},
             "on_connect": [{"send": "${a}"}],
+            "discovery_message": "${a}",
         },
         "a",
         "b",
@@ -632,8 +674,9 @@ def test_dollar_names_of_declared_inputs_become_arguments_wherever_a_calls_place
         "end_filter": "{{args.a}}",
         "error_filter": ["{{args.a}}"],
         "response_timeout": "{{args.a}}",
-        "headers": {"X": "${a}"},
-        "on_connect": [{"send": "${a}"}],
+        "headers": {"X": "{{args.a}}"},
+        "on_connect": [{"send": "{{args.a}}"}],
+        "discovery_message": "${a}",
     }
     assert declared.name == given.name
     assert declared.inputs == given.inputs
@@ -666,18 +709,19 @@ def test_declaring_an_input_in_the_host_is_an_error() -> None:
         ({"keep_alive": False}, "close_after_response", True),
         ({"keep_alive": False, "close_after_response": False}, "close_after_response", False),
         ({"close_after_response": True}, "close_after_response", True),
-        ({"timeout": 7}, "response_timeout", 7),
+        ({"timeout": 7}, "response_timeout", None),
         ({"timeout": 7, "response_timeout": 3}, "response_timeout", 3),
         ({"response_timeout": "2.5"}, "response_timeout", 2.5),
-        ({"end_on_close": "any"}, "ends_on_any_close", True),
-        ({}, "ends_on_any_close", False),
+        ({"end_on_close": "any"}, "end_on_close", "any"),
+        ({}, "end_on_close", None),
         ({"max_connections": 3}, "max_connections", 3),
         ({"multiplex": True, "message_filter": "a"}, "max_connections", 1),
-        ({"headers": {"A": "b", "C": "d"}}, "headers", (("A", "b"), ("C", "d"))),
+        ({"headers": {"A": "b", "C": "d"}}, "_fixed_headers", (("A", "b"), ("C", "d"))),
         ({"url": "wss://h/{{args.a}}?${b}", "header_fields": ["C"]}, "consumed", {"a", "b", "C"}),
         ({"message": "{{call_id}}"}, "uses_call_id", True),
         ({"message": "{{uuid}}"}, "uses_call_id", False),
         ({"expected_responses": -1}, "is_subscription", True),
+        ({"expected_responses": -1, "end_filter": "x"}, "is_subscription", False),
         ({}, "is_subscription", False),
     ],
     ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
@@ -703,11 +747,18 @@ def test_the_steps_of_a_plan_have_their_parts_in_order() -> None:
         auto_reply=[{"match": {"type": "ping"}, "reply": {"type": "pong", "of": "{{captured.session}}"}}],
     ).plan
     (step,) = plan.settings.on_connect
-    assert [part.where for part in step.parts] == ["on_connect[0].send", "on_connect[0].expect", "on_connect[0].reject"]
+    assert [part.where for part in step.parts] == [
+        "on_connect[0].send",
+        "on_connect[0].reject",
+        "on_connect[0].expect",
+        "on_connect[0].capture.session",
+    ]
     assert list(step.capture) == ["session"]
     assert [[part.where for part in each.parts] for each in plan.before] == [["before[0].expect"], ["before[1].send"]]
     assert plan.settings.on_close[0].parts[0].captures == {"session"}
-    assert plan.settings.auto_reply[0].reply.captures == {"session"}
+    reply = plan.settings.on_message[0].reply
+    assert reply is not None
+    assert reply.captures == {"session"}
     assert plan.arguments == {"a"}
 
 
@@ -735,23 +786,9 @@ def test_correlation_is_what_all_filters_of_the_exchange_agree_on(fields: dict[s
     assert (None if correlation is None else correlation[0]) == path
 
 
-def test_equal_templates_share_one_plan_whatever_their_name_and_tools() -> None:
-    first = template(message={"a": 1}, auth={"auth_type": "api_key", "api_key": "k"})
-    second = template(
-        name="other",
-        message={"a": 1},
-        auth={"auth_type": "api_key", "api_key": "k"},
-        tools=[{"name": "a"}],
-        discovery_url="https://example.com",
-        allowed_communication_protocols=["http"],
-    )
-    assert first.plan is second.plan
-
-
 @pytest.mark.parametrize(("name", "value"), [*ONE_EACH, ("url", "wss://example.com/other")], ids=lambda v: str(v)[:30])
-def test_templates_that_differ_in_what_is_compiled_have_plans_of_their_own(name: str, value: Any) -> None:
-    same = name in ("tools", "discovery_url", "allowed_communication_protocols")
-    assert (template(**{name: value}).plan is template().plan) is same
+def test_templates_that_differ_have_plans_of_their_own(name: str, value: Any) -> None:
+    assert template(**{name: value}).plan is not template().plan
 
 
 @pytest.mark.parametrize(("one", "other"), [(1, True), (1, 1.0), (0, False), ("1", 1), (None, "null"), ([], {})])
@@ -759,21 +796,37 @@ def test_json_values_that_are_not_the_same_make_different_plans(one: Any, other:
     assert template(message={"a": one}).plan is not template(message={"a": other}).plan
 
 
-def test_the_cache_of_plans_is_bounded_and_keeps_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_template, "_validated_once", call_template._validated_once.__wrapped__)
-    monkeypatch.setattr(call_template, "_PLANS_KEPT", 2)
-    monkeypatch.setattr(call_template, "_PLANS", type(call_template._PLANS)())
+def test_what_was_built_is_kept_within_bounds_of_number_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = call_template._Cache()
+    monkeypatch.setattr(call_template, "_cache", cache)
+    monkeypatch.setattr(cache, "MAX_ENTRIES", 2)
     used = template(message="used").plan
     template(message="a")
     assert template(message="used").plan is used
     forgotten = template(message="b").plan
     assert template(message="b").plan is forgotten
     assert template(message="used").plan is used
-    assert len(call_template._PLANS) == 2
+    assert len(cache) == 2
     template(message="c")
     template(message="d")
     assert template(message="b").plan is not forgotten
-    assert len(call_template._PLANS) == 2
+    assert len(cache) == 2
+    monkeypatch.setattr(cache, "MAX_ENTRIES", 1000)
+    monkeypatch.setattr(cache, "MAX_BYTES", 5000)
+    for number in range(20):
+        template(message=f"{number}" * 1000)
+    assert len(cache) <= 5
+    monkeypatch.setattr(cache, "MAX_ENTRY_BYTES", 500)
+    large = template(message="large" * 200).plan
+    assert template(message="large" * 200).plan is not large
+
+
+def test_the_cache_shows_no_secret() -> None:
+    secret = "hunter2-hunter2"
+    template(auth={"auth_type": "api_key", "api_key": secret})
+    kept = call_template._cache
+    assert not any(secret.encode() in key for key in kept._entries)
+    assert secret not in template(protocol=secret).plan.settings.key
 
 
 @pytest.mark.parametrize("again", ["validated", "copied"])
@@ -806,17 +859,15 @@ def test_a_plan_is_of_the_template_as_it_is_now() -> None:
     assert isinstance(built.message, dict)
     built.message["a"].append(2)
     assert built.plan is not first
-    assert built.plan.message is not None
-    assert built.plan.message.encode(RenderContext({}, "tool")) == '{"a": [1, 2]}'
+    assert sent(built.plan) == '{"a": [1, 2]}'
     built.message["a"].pop()
-    assert built.plan is first
+    assert sent(built.plan) == '{"a": [1]}'
     assert isinstance(built.auth, ApiKeyAuth)
     built.auth.api_key = "other"
     assert built.plan is not first
     assert built.plan.auth == api_key("other")
     assert first.auth == api_key("k")
-    assert first.message is not None
-    assert first.message.encode(RenderContext({}, "tool")) == '{"a": [1]}'
+    assert sent(first) == '{"a": [1]}'
 
 
 def test_templates_are_equal_when_their_fields_are() -> None:
@@ -848,20 +899,18 @@ def test_a_changed_url_is_checked_again() -> None:
 def test_copies_of_a_template_are_independent_and_compile_what_they_hold() -> None:
     built = template(message={"a": "{{args.a}}"})
     updated = built.model_copy(update={"message": "b"})
-    assert updated.plan.message is not None
-    assert updated.plan.message.encode(RenderContext({}, "tool")) == "b"
+    assert sent(updated.plan) == "b"
     deep = copy.deepcopy(built)
     assert deep == built
     assert isinstance(deep.message, dict)
     deep.message["a"] = "c"
-    assert deep.plan.message is not None
-    assert deep.plan.message.encode(RenderContext({}, "tool")) == '{"a": "c"}'
+    assert sent(deep.plan) == '{"a": "c"}'
     assert built.plan.arguments == {"a"}
 
 
 def test_a_template_built_without_validation_is_compiled_when_it_is_used() -> None:
     built = WebSocketCallTemplate.model_construct(**{**DEFAULTS, **BASE, "message": "a"})
-    assert built.plan is template(message="a").plan
+    assert sent(built.plan) == "a"
 
 
 # What may share a connection

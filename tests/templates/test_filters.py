@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections import ChainMap
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -15,10 +16,12 @@ from hypothesis import strategies as st
 
 from utcp_websocket_anyio._templates.extraction import compile_extraction
 from utcp_websocket_anyio._templates.filters import MISSING, compile_filter, lookup
+from utcp_websocket_anyio._templates.placeholders import DISCOVERY
 from utcp_websocket_anyio._templates.received import Message, ResponseError
 from utcp_websocket_anyio._templates.values import RenderContext
 
 CATASTROPHIC = r"^(a|aa)+$"
+OBJECT = "result: must be an object with one of path, select, regex, after, slice, as, json, or a list of such objects"
 LONG = "a" * 60 + "b"
 
 json_values = st.recursive(
@@ -34,10 +37,8 @@ pattern_text = st.text() | st.lists(
 ).map("".join)
 
 
-def values(*, call_id: int = 0, captured: dict[str, Any] | None = None, **args: Any) -> RenderContext:
-    result = RenderContext(args, "tool").for_step(call_id)
-    result.captured = captured or {}
-    return result
+def values(*, call_id: int = 0, captured: Mapping[str, Any] | None = None, **args: Any) -> RenderContext:
+    return RenderContext(args, "tool").for_step(call_id, captured=captured or {})
 
 
 def matches(filter_: Any, data: Any, /, **args: Any) -> bool:
@@ -117,7 +118,7 @@ def matches(filter_: Any, data: Any, /, **args: Any) -> bool:
         ("a.b", "a\nb", True),
         ("^b", "a\nb", False),
         ("", "", True),
-        ("a", b"a", False),
+        ("a", b"a", True),
         (r'"type": *"x"', '{"type": "x"}', True),
         # $any, $absent
         ({"a": {"$any": True}}, {"a": 1}, True),
@@ -145,7 +146,7 @@ def matches(filter_: Any, data: Any, /, **args: Any) -> bool:
         ({"a": {"$regex": "1"}}, {"a": 1}, False),
         ({"a": {"$regex": ""}}, {}, False),
         ({"$regex": "b"}, '"abc"', True),
-        ({"$regex": "b"}, "abc", False),
+        ({"$regex": "b"}, "abc", True),
         # $or, $and
         ({"$or": [{"a": 1}, "ready", {"$hex": "00"}]}, {"a": 1}, True),
         ({"$or": [{"a": 1}, "ready", {"$hex": "00"}]}, "ready", True),
@@ -153,7 +154,7 @@ def matches(filter_: Any, data: Any, /, **args: Any) -> bool:
         ({"$or": [{"a": 1}, "ready", {"$hex": "00"}]}, "other", False),
         ({"$and": ["^{", {"a": 1}, {"b": {"$any": True}}]}, '{"a": 1, "b": 2}', True),
         ({"$and": ["^{", {"a": 1}, {"b": {"$any": True}}]}, '{"a": 1}', False),
-        ({"$and": ["^{", {"a": 1}]}, b'{"a": 1}', False),
+        ({"$and": ["^{", {"a": 1}]}, b'{"a": 1}', True),
         ({"$and": [{"$or": [{"a": 1}, {"a": 2}]}, {"b": 1}]}, {"a": 2, "b": 1}, True),
         ({"a": {"$or": [1, {"$regex": "x"}, {"$absent": True}]}}, {"a": 1}, True),
         ({"a": {"$or": [1, {"$regex": "x"}, {"$absent": True}]}}, {"a": "axb"}, True),
@@ -173,7 +174,7 @@ def matches(filter_: Any, data: Any, /, **args: Any) -> bool:
         ({"$text": "2"}, "2", True),
         ({"$text": "2"}, "22", False),
         ({"$text": ""}, "", True),
-        ({"$text": "2"}, b"2", False),
+        ({"$text": "2"}, b"2", True),
         ({"$text": "a.c"}, "abc", False),
         ({"$hex": "2002"}, b"\x20\x02", True),
         ({"$hex": "2002"}, b"\x20\x02\xff", True),
@@ -189,7 +190,7 @@ def matches(filter_: Any, data: Any, /, **args: Any) -> bool:
         ({"$after": "42", "$json": ["event"]}, '43["event", 1]', False),
         ({"$after": "42", "$json": ["event"]}, '["event", 1]', False),
         ({"$after": "42", "$json": ["event"]}, "42[", False),
-        ({"$after": "42", "$json": ["event"]}, b'42["event"]', False),
+        ({"$after": "42", "$json": ["event"]}, b'42["event"]', True),
         ({"$after": "", "$json": 1}, "1.0", True),
         ({"$after": "p", "$json": "x"}, 'p"x"', True),
         ({"$after": "p", "$json": {"$or": [1, {"a": {"$any": True}}]}}, 'p{"a": null}', True),
@@ -197,7 +198,7 @@ def matches(filter_: Any, data: Any, /, **args: Any) -> bool:
         ({"$after": "42"}, "42", True),
         ({"$after": "42"}, "42 no JSON", True),
         ({"$after": "42"}, "4", False),
-        ({"$after": "42"}, b"42", False),
+        ({"$after": "42"}, b"42", True),
         # $frame
         ({"$frame": "text"}, "", True),
         ({"$frame": "text"}, b"", False),
@@ -225,8 +226,8 @@ def test_a_filter_matches_what_it_says(filter_: Any, data: Any, expected: bool) 
         (1, r"message_filter: must be a pattern \(string\), an object or a list"),
         (None, r"message_filter: must be a pattern \(string\), an object or a list"),
         (True, r"message_filter: must be a pattern \(string\), an object or a list"),
-        ("(", r"message_filter: is no valid regular expression: missing \)"),
-        ({"a": {"$regex": "[z-a]"}}, r"message_filter\.a\.\$regex: is no valid regular expression"),
+        ("(", r"message_filter: is not a valid regular expression: missing \)"),
+        ({"a": {"$regex": "[z-a]"}}, r"message_filter\.a\.\$regex: is not a valid regular expression"),
         ({"a": {"$regex": 1}}, r"message_filter\.a\.\$regex: must be a pattern \(string\)"),
         ({"a": [{"$any": 1}]}, r"message_filter\.a\[0\]\.\$any: must be true"),
         ({"a": {"$any": False}}, r"message_filter\.a\.\$any: must be true"),
@@ -236,7 +237,7 @@ def test_a_filter_matches_what_it_says(filter_: Any, data: Any, expected: bool) 
         ({"$or": []}, r"message_filter\.\$or: must be a list with at least one entry"),
         ({"$and": {"a": 1}}, r"message_filter\.\$and: must be a list with at least one entry"),
         ({"$or": [{"a": 1}, 2]}, r"message_filter\.\$or\[1\]: must be a pattern \(string\), an object or a list"),
-        ({"$and": ["("]}, r"message_filter\.\$and\[0\]: is no valid regular expression"),
+        ({"$and": ["("]}, r"message_filter\.\$and\[0\]: is not a valid regular expression"),
         ({"a": {"$or": []}}, r"message_filter\.a\.\$or: must be a list with at least one entry"),
         ({"$text": 2}, r"message_filter\.\$text: must be a string"),
         ({"$hex": 20}, r"message_filter\.\$hex: must be a string"),
@@ -244,7 +245,7 @@ def test_a_filter_matches_what_it_says(filter_: Any, data: Any, expected: bool) 
         ({"$hex": "xx"}, r"message_filter\.\$hex: must be bytes in hexadecimal, such as '2002'"),
         ({"$after": 42}, r"message_filter\.\$after: must be a string"),
         ({"$after": "42", "$json": {"a": {"$x": 1}}}, r"message_filter\.\$json\.a: \$x cannot stand here"),
-        ({"$json": {}}, r"message_filter: \$json is what comes behind \$after; give \$after"),
+        ({"$json": {}}, r"message_filter: \$json needs \$after, the prefix that precedes the JSON"),
         ({"$frame": "ping"}, r"message_filter\.\$frame: must be 'text' or 'binary'"),
         ({"$frame": ["text"]}, r"message_filter\.\$frame: must be 'text' or 'binary'"),
         ({"a": {"$text": "x"}}, r"message_filter\.a: \$text cannot stand here"),
@@ -252,8 +253,8 @@ def test_a_filter_matches_what_it_says(filter_: Any, data: Any, expected: bool) 
         (
             {"$gt": 5},
             (
-                r"message_filter: \$gt cannot stand here; there are \$absent, \$after, \$and, \$any, \$frame, \$hex, "
-                r"\$in, \$json, \$or, \$regex, \$text, and '\$\$gt' means the key '\$gt'"
+                r"message_filter: \$gt cannot stand here; there are \$absent, \$after, \$and, \$any, \$equals, "
+                r"\$frame, \$hex, \$in, \$json, \$not, \$or, \$regex, \$select, \$text; '\$\$gt' means the key '\$gt'"
             ),
         ),
         ({"a": "{{args.x|rot13}}"}, r"message_filter\.a: .* there is no encoder 'rot13'"),
@@ -278,9 +279,9 @@ def test_a_filter_of_wrong_form_is_an_error_that_says_where_and_what_is_right(fi
         {"$after": "{{args.x}}"},
     ],
 )
-def test_a_filter_of_the_connection_cannot_name_arguments_of_a_call(filter_: Any) -> None:
-    with pytest.raises(ValueError, match="belongs to the connection"):
-        compile_filter(filter_, "auto_reply[0].match", arguments=False)
+def test_a_filter_of_a_discovery_cannot_name_arguments(filter_: Any) -> None:
+    with pytest.raises(ValueError, match="discovery is not a call"):
+        compile_filter(filter_, "auto_reply[0].match", DISCOVERY)
 
 
 # Placeholders in filters
@@ -394,13 +395,12 @@ def test_an_argument_alone_equals_the_same_json_value_and_no_other(x: Any, other
 # A captured value
 
 
-def test_a_filter_on_a_value_that_is_not_captured_yet_matches_nothing() -> None:
-    filter_ = compile_filter({"$or": [{"s": "{{captured.session}}"}, {"a": 1}]}, "auto_reply[0].match")
-    ready = values(captured={"session": 7})
-    assert not filter_.matches(Message('{"s": 7}'), values())
-    assert filter_.matches(Message('{"s": 7}'), ready)
-    ready.captured = ChainMap({}, {"session": 7})
-    assert filter_.matches(Message('{"s": 7}'), ready)
+def test_a_filter_on_a_value_that_is_not_captured_is_a_response_error() -> None:
+    filter_ = compile_filter({"$or": [{"s": "{{captured.session}}"}, {"a": 1}]}, "message_filter")
+    with pytest.raises(ResponseError, match=r"message_filter: .*nothing was captured as 'session'"):
+        filter_.matches(Message('{"s": 7}'), values())
+    assert filter_.matches(Message('{"s": 7}'), values(captured={"session": 7}))
+    assert filter_.matches(Message('{"s": 7}'), values(captured=ChainMap({}, {"session": 7})))
 
 
 @pytest.mark.parametrize("filter_", [{"a": "<{{captured.c}}>"}, "{{captured.c}}", {"$text": "{{captured.c}}"}])
@@ -470,7 +470,7 @@ def test_no_message_makes_a_filter_raise(filter_: Any, data: str | bytes) -> Non
 def test_no_message_makes_an_extraction_raise_anything_but_a_response_error(data: str | bytes) -> None:
     for form in ({"path": "a.0.b"}, {"path": ""}, {"regex": "(a)|b"}, {"after": "4", "path": "a"}, {"after": "4"}):
         try:
-            compile_extraction(form, "result").extract(Message(data))
+            compile_extraction(form, "result").extract(Message(data), values())
         except ResponseError as error:
             assert len(str(error)) < 1000
 
@@ -492,22 +492,26 @@ def test_the_time_limit_holds_inside_json_and_in_an_extraction_as_well() -> None
     with pytest.raises(ResponseError, match="took longer"):
         matches({"a": {"$regex": CATASTROPHIC}}, {"a": LONG})
     with pytest.raises(ResponseError, match="took longer"):
-        compile_extraction({"regex": CATASTROPHIC}, "result").extract(Message(LONG))
+        compile_extraction({"regex": CATASTROPHIC}, "result").extract(Message(LONG), values())
 
 
-def test_a_pattern_is_compiled_once_for_equal_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pattern_is_compiled_once_for_a_call_and_kept_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
     original = regex.compile
 
-    def counting(pattern: str, flags: int) -> Any:
+    def counting(pattern: str, flags: int, **options: Any) -> Any:
         compiled.append(pattern)
-        return original(pattern, flags)
+        assert options == {"cache_pattern": False}
+        return original(pattern, flags, **options)
 
     monkeypatch.setattr(regex, "compile", counting)
     filter_ = compile_filter("once-{{args.x}}", "message_filter")
+    call = values(x=1)
     for _ in range(3):
-        assert filter_.matches(Message("once-1"), values(x=1))
+        assert filter_.matches(Message("once-1"), call.replace(captured={}))
     assert compiled == ["once-x", "once-1"]
+    assert not filter_.matches(Message("once-2"), values(x=3))
+    assert compiled == ["once-x", "once-1"], "no text without the value can match"
 
 
 # Where a call's own value stands in each of its messages
@@ -592,18 +596,18 @@ def test_a_lookup_gives_the_value_at_a_path_or_missing(value: Any, path: tuple[s
     ],
 )
 def test_an_extraction_picks_a_part_of_the_message(form: dict[str, str], data: str | bytes, found: Any) -> None:
-    result = compile_extraction(form, "result").extract(Message(data))
+    result = compile_extraction(form, "result").extract(Message(data), values())
     assert (type(result), result) == (type(found), found)
 
 
 @pytest.mark.parametrize(
     ("form", "data", "fault"),
     [
-        ({"path": "a.b"}, '{"a": 1}', "result: the message has nothing at a.b"),
-        ({"path": "a"}, "[1]", "result: the message has nothing at a"),
-        ({"path": "1"}, "[1]", "result: the message has nothing at 1"),
-        ({"path": "-1"}, "[1]", "result: the message has nothing at -1"),
-        ({"path": "0"}, '"text"', "result: the message has nothing at 0"),
+        ({"path": "a.b"}, '{"a": 1}', "result: the message has nothing at a.b; at a there is a number"),
+        ({"path": "a"}, "[1]", "result: the message has nothing at a; there is a list of 1"),
+        ({"path": "1"}, "[1]", "result: the message has nothing at 1; there is a list of 1"),
+        ({"path": "-1"}, "[1]", "result: the message has nothing at -1; there is a list of 1"),
+        ({"path": "0"}, '"text"', "result: the message has nothing at 0; there is text"),
         ({"path": "a"}, "text", "the message is not JSON: 'text'"),
         ({"regex": "(x)"}, "abc", "result: the pattern is not found in the message"),
         ({"regex": "a(x)?"}, "abc", "result: the pattern is not found in the message"),
@@ -616,24 +620,24 @@ def test_an_extraction_picks_a_part_of_the_message(form: dict[str, str], data: s
 def test_a_part_that_is_not_there_is_a_response_error(form: dict[str, str], data: str | bytes, fault: str) -> None:
     extraction = compile_extraction(form, "result")
     with pytest.raises(ResponseError) as raised:
-        extraction.extract(Message(data))
+        extraction.extract(Message(data), values())
     assert str(raised.value) == fault
 
 
 @pytest.mark.parametrize(
     ("form", "fault"),
     [
-        ({}, "result: must be an object with path, with after (and path), or with regex"),
-        ("path", "result: must be an object with path, with after (and path), or with regex"),
-        (None, "result: must be an object with path, with after (and path), or with regex"),
-        ({"path": "a", "regex": "(b)"}, "result: must be an object with path, with after (and path), or with regex"),
-        ({"path": "a", "x": "b"}, "result: must be an object with path, with after (and path), or with regex"),
-        ({"path": 1}, "result.path: must be a string"),
+        ({}, OBJECT),
+        ("path", OBJECT),
+        (None, OBJECT),
+        ({"path": "a", "regex": "(b)"}, "result: path and regex exclude each other; write a list, one after the other"),
+        ({"path": "a", "defalt": 1}, "result: unknown key 'defalt'; did you mean 'default'?"),
+        ({"path": 1}, "result.path: must be a path such as 'items.0.name', or a list of keys and indices"),
         ({"regex": None}, "result.regex: must be a string"),
         ({"after": 42, "path": "a"}, "result.after: must be a string"),
         ({"regex": "a"}, "result.regex: needs a group, in parentheses, for the part that is meant"),
         ({"regex": "(?:a)"}, "result.regex: needs a group, in parentheses, for the part that is meant"),
-        ({"regex": "("}, "result.regex: is no valid regular expression: missing ) at position 1"),
+        ({"regex": "("}, "result.regex: is not a valid regular expression: missing ) at position 1"),
     ],
 )
 def test_an_extraction_of_wrong_form_is_an_error_that_says_where_and_what_is_right(form: Any, fault: str) -> None:

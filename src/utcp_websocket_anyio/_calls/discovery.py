@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -57,23 +56,7 @@ async def discover(
 
 def discovery_plan(plan: Plan) -> Plan:
     """The plan of the exchange that asks an endpoint for its manual: the first JSON object with a list of tools."""
-    return dataclasses.replace(
-        plan,
-        message=plan.discovery_message,
-        listen_only=False,
-        before=(),
-        message_filter=_IS_MANUAL,
-        end_filter=None,
-        error_filter=None,
-        result=None,
-        response_format="json",
-        expected_responses=1,
-        response_timeout=plan.timeout,
-        arguments=plan.url.arguments,
-        uses_call_id=plan.discovery_message.uses_call_id,
-        correlation=None,
-        endpoints={},
-    )
+    return plan.for_discovery(_IS_MANUAL)
 
 
 async def _fetch(url: str, seconds: float, network: Network) -> Any:
@@ -96,7 +79,9 @@ async def _fetch(url: str, seconds: float, network: Network) -> Any:
 def _manual(content: Any, template: WebSocketCallTemplate) -> UtcpManual:
     if not isinstance(content, dict) or not isinstance(content.get("tools"), list):
         raise ValueError("the manual must be a JSON object with a list of tools")
-    own = _own_template(template)
+    # Only valid if a tool is called by it: the others have taken what they need.
+    needed = any(isinstance(value, dict) and value.get("tool_call_template") is None for value in content["tools"])
+    own = _own_template(template) if needed else template
     tools = [_tool(value, f"tools[{index}]", own) for index, value in enumerate(content["tools"])]
     versions = {key: content[key] for key in ("utcp_version", "manual_version") if isinstance(content.get(key), str)}
     return UtcpManual(tools=tools, **versions)

@@ -41,6 +41,7 @@ from .responses import Meaning, ResponseClassifier
 if TYPE_CHECKING:
     from .._connections.connection import Channel, Connection
     from .._connections.pool import Pool
+    from .._templates.placeholders import RenderContext
     from .request import Request
 
 __all__ = ["END", "Exchange", "State"]
@@ -215,14 +216,15 @@ class Exchange:
 
     async def _begin(self, connection: Connection, channel: Channel) -> None:
         plan = self._plan
-        self._values.captured = ChainMap({}, connection.script.captured)
+        self._captured: ChainMap[str, Any] = ChainMap({}, connection.script.captured)
+        self._take_values(self._values.replace(captured=self._captured))
         if plan.before:
             await self._run_before(connection, channel)
             # `response_timeout` is for the steps together, and starts again with the request.
             self._pool.deadlines.discard(self)
             self._watch_deadline()
         if plan.uses_call_id:
-            self._values.call_id = connection.script.next_call_id()
+            self._take_values(self._values.replace(call_id=connection.script.next_call_id()))
         correlation = None
         if plan.correlation is not None:
             path, value = plan.correlation
@@ -239,13 +241,16 @@ class Exchange:
             await channel.flush()
             self.state = State.COMPLETE
 
+    def _take_values(self, values: RenderContext) -> None:
+        self._values = self._request.values = self._classifier.context = values
+
     async def _run_before(self, connection: Connection, channel: Channel) -> None:
         await run_steps(
             self._plan.before,
             values=lambda: self._values.for_step(connection.script.next_call_id()),
             send=channel.send,
             receive=self._receive_for_step,
-            captured=self._values.captured,
+            captured=self._captured,
             rejected=lambda index, message: WebSocketToolError(
                 f"the endpoint rejected the step before[{index}]",
                 response=message.content(),
@@ -400,7 +405,7 @@ class Exchange:
         if self.state > State.RUNNING:
             return
         may_end = self.state is State.RUNNING and self._expected is None
-        if may_end and (self._plan.ends_on_any_close or error.code in _NORMAL_CLOSURES):
+        if may_end and (self._plan.end_on_close == "any" or error.code in _NORMAL_CLOSURES):
             self.state = State.ENDED
         else:
             self._fail(error)

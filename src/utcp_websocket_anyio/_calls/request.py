@@ -10,11 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .._net.security import check_header
-from .._templates.messages import BoundMessage
-from .._templates.placeholders import text_of
+from .._templates.messages import BoundMessage, MessageTemplate
 from .._templates.plan import Endpoint, Plan
-from .._templates.values import RenderContext, Template, encode_arguments, render_number
+from .._templates.values import RenderContext, Template, render_number
 from ..errors import MissingArgumentError, WebSocketProtocolError
 
 __all__ = ["Request", "prepare"]
@@ -33,7 +31,7 @@ class Request:
     plan: Plan
     values: RenderContext
     endpoint: Endpoint
-    message: str | bytes | BoundMessage | None
+    message: str | bytes | BoundMessage | MessageTemplate | None
     timeout: float
 
     def encoded(self) -> str | bytes:
@@ -65,57 +63,23 @@ def prepare(plan: Plan, tool: str, arguments: Mapping[str, Any], *, manual: str)
         ValueError: An argument cannot be put where the template has it.
     """
     if plan.arguments:
-        missing = plan.arguments - arguments.keys()
+        missing = plan.missing_arguments(arguments)
         if missing:
             raise MissingArgumentError(missing)
     values = RenderContext(arguments, tool)
-    for filter_ in plan.argument_filters:
-        filter_.check(values.dry_run())
-    timeout = plan.response_timeout
+    plan.try_out(values)
+    timeout = plan.timeout if plan.response_timeout is None else plan.response_timeout
     return Request(
         plan,
         values,
-        _endpoint(plan, values, manual),
+        plan.endpoint(values, manual),
         _message(plan, values),
         render_number(timeout, values) if isinstance(timeout, Template) else timeout,
     )
 
 
-def _endpoint(plan: Plan, values: RenderContext, manual: str) -> Endpoint:
-    known = plan.endpoints.get(manual)
-    if known is not None:
-        return known
-    endpoint = Endpoint(
-        manual=manual,
-        url=plan.url.render(values),
-        headers=_headers(plan, values.args),
-        credentials=plan.credentials,
-        settings=plan.settings,
-    )
-    if plan.url.is_static and not plan.header_fields:
-        plan.endpoints[manual] = endpoint
-    return endpoint
-
-
-def _headers(plan: Plan, arguments: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    if not plan.header_fields:
-        return plan.headers
-    given = {name: arguments[name] for name in plan.header_fields if name in arguments}
-    taken = {name.lower() for name in given}
-    own = [(name, text_of(value)) for name, value in given.items()]
-    for name, value in own:
-        check_header(name, value)
-    return (*(header for header in plan.headers if header[0].lower() not in taken), *own)
-
-
-def _message(plan: Plan, values: RenderContext) -> str | bytes | BoundMessage | None:
-    for step in plan.before:
-        if step.send is not None:
-            step.send.encode(values.dry_run())
-    if plan.listen_only:
+def _message(plan: Plan, values: RenderContext) -> str | bytes | BoundMessage | MessageTemplate | None:
+    message = plan.request[0].send if plan.request else None
+    if message is None:
         return None
-    if plan.message is None:
-        return encode_arguments(values.args, without=plan.consumed)
-    if plan.message.uses_call_id or plan.message.captures:
-        return plan.message.bind(values)
-    return plan.message.encode(values)
+    return message.bind(values) if message.is_late else message.encode(values)

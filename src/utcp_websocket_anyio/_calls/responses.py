@@ -44,7 +44,7 @@ class ResponseClassifier:
 
     def __init__(self, plan: Plan, context: RenderContext, *, streaming: bool, display_url: str) -> None:
         self._plan = plan
-        self._context = context
+        self.context = context
         self._streaming = streaming
         self._display_url = display_url
 
@@ -58,7 +58,7 @@ class ResponseClassifier:
         Raises:
             ResponseError: A filter cannot be applied to it.
         """
-        plan, context = self._plan, self._context
+        plan, context = self._plan, self.context
         if plan.error_filter is not None and plan.error_filter.matches(message, context):
             return Meaning.ERROR
         if plan.end_filter is not None and plan.end_filter.matches(message, context):
@@ -81,7 +81,7 @@ class ResponseClassifier:
         """
         plan = self._plan
         if plan.result is not None:
-            part = plan.result.extract(message)
+            part = plan.result.extract(message, self.context)
             return Message(part).json() if plan.result.is_text and plan.response_format == "json" else part
         if plan.response_format == "raw":
             return message.data

@@ -129,7 +129,7 @@ class Connection(ABC):
         self.retired = False
         self._is_started = False
         self.may_get_stray_response = False
-        self.script = ConnectionScript(settings.auto_reply, display_url)
+        self.script = ConnectionScript(settings.on_message, display_url)
         self.on_lost: Callable[[Connection], None] | None = None
         self._tasks = tasks
         self._clock = loop_clock()
@@ -144,7 +144,7 @@ class Connection(ABC):
         self._ended: anyio.Event | None = None
         self._outbox: Outbox | None = None
         self._pings: anyio.CancelScope | None = None
-        self._handles_messages = bool(settings.auto_reply)
+        self._handles_messages = bool(settings.on_message)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.display_url}, {self.state}, {self.calls} calls>"

@@ -12,6 +12,7 @@ from utcp.data.auth_implementations import OAuth2Auth
 from .._net.auth import TokenCache, handshake_credentials, merge_headers
 from .._net.security import add_query, check_websocket_url
 from .._net.transport import Network
+from .._templates.placeholders import RenderContext
 from .._wire import Target, open_wire
 from ..errors import WebSocketAuthError, WebSocketConnectionError, WebSocketError, WebSocketTimeoutError
 from .connection import Connection
@@ -105,7 +106,7 @@ class Connector:
             url=add_query(endpoint.url, credentials.query),
             endpoint=endpoint.display_url,
             headers=merge_headers(endpoint.headers, credentials.headers),
-            subprotocols=() if settings.subprotocol is None else (settings.subprotocol,),
+            subprotocols=tuple(template.text(RenderContext({}, "")) for template in settings.subprotocols),
             compression=settings.compression,
             compression_threshold=settings.compression_threshold,
             max_message_size=settings.max_message_size,

@@ -17,7 +17,7 @@ from ..errors import WebSocketAuthError, WebSocketError, WebSocketProtocolError
 
 if TYPE_CHECKING:
     from .._templates.extraction import Extraction
-    from .._templates.plan import AutoReply, Step
+    from .._templates.plan import MessageHandler, Step
 
 __all__ = ["ConnectionScript", "run_steps"]
 
@@ -35,7 +35,7 @@ class ConnectionScript:
         captured: What was captured on the connection so far.
     """
 
-    def __init__(self, auto_reply: tuple[AutoReply, ...], display_url: str) -> None:
+    def __init__(self, auto_reply: tuple[MessageHandler, ...], display_url: str) -> None:
         self.captured: dict[str, Any] = {}
         self._auto_reply = auto_reply
         self._display_url = display_url
@@ -77,21 +77,19 @@ class ConnectionScript:
         """
         for automatic in self._auto_reply:
             with response_faults(self._display_url):
-                if automatic.match.matches(message, self._own_values()):
-                    capture(automatic.capture, message, self.captured)
-                    return automatic.reply.encode(self._next_values())
+                if automatic.matches(message, self._own_values()):
+                    values = self._next_values().replace(message=message)
+                    capture(automatic.capture, message, self.captured, values)
+                    return None if automatic.reply is None else automatic.reply.encode(values)
         return None
 
     def _own_values(self) -> RenderContext:
         if self._values is None:
-            self._values = RenderContext({}, "")
-            self._values.captured = self.captured
+            self._values = RenderContext({}, "", captured=self.captured)
         return self._values
 
     def _next_values(self) -> RenderContext:
-        values = self._own_values()
-        values.call_id = self.next_call_id()
-        return values
+        return self._own_values().for_step(self.next_call_id())
 
 
 async def run_steps(
@@ -129,19 +127,24 @@ async def run_steps(
                 if step.reject is not None and step.reject.matches(message, stand_for):
                     raise rejected(index, message)
                 if step.expect.matches(message, stand_for):
-                    capture(step.capture, message, captured)
+                    capture(step.capture, message, captured, stand_for)
                     break
                 skipped(message)
 
 
-def capture(extractions: Mapping[str, Extraction], message: Message, captured: MutableMapping[str, Any]) -> None:
+def capture(
+    extractions: Mapping[str, Extraction],
+    message: Message,
+    captured: MutableMapping[str, Any],
+    values: RenderContext,
+) -> None:
     """Put what `extractions` pick from `message` into `captured`.
 
     Raises:
         ResponseError: It is not there.
     """
     for name, extraction in extractions.items():
-        captured[name] = extraction.extract(message)
+        captured[name] = extraction.extract(message, values)
 
 
 @contextmanager

@@ -1,34 +1,44 @@
 """The call template: how a manual says that a tool is a WebSocket endpoint.
 
-`WebSocketCallTemplate` is what UTCP stores and passes around. Validating one compiles it (`plan.Plan`), so whatever can
-be wrong with it is wrong then, and a call finds everything prepared.
+How a template becomes a plan, and when it is compiled again. `WebSocketCallTemplate` is what UTCP stores and passes
+around. Validating one compiles it (`plan.Plan`), so whatever can be wrong with it is wrong then, and a call finds
+everything prepared. The stock client builds an equal template anew at every call: `validate_dict` keeps what it has
+built, by a digest of the values (`_Cache`), and hands out copies, which share the plan. A template is mutable; `plan`
+compares its fields with those that were compiled, and compiles anew if one has changed.
+
+Two things are put in when a template is validated, because nobody else could: an inline tool takes from its manual what
+it does not set (`_inherited`), and ``${name}`` of a tool's declared input becomes an argument, before a client takes it
+for a variable (`_declared`). Variables themselves are a client's: `with_variables`.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
-import json
+import hashlib
 import logging
 import marshal
 import re
+import secrets
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any
+from urllib.parse import urljoin
 
-from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import PrivateAttr, ValidationError, field_validator, model_validator
 from utcp.data.auth import Auth, AuthSerializer
 from utcp.data.auth_implementations import OAuth2Auth
-from utcp.data.call_template import CallTemplate
 from utcp.data.tool import Tool, ToolSerializer
 from utcp.exceptions import UtcpSerializerValidationError
 from utcp.interfaces.serializer import Serializer
 
 from .._net.auth import check_credentials
 from .._net.security import check_header, check_http_url, check_websocket_url
-from ..errors import WebSocketSecurityError
+from .fields import FIELDS, OLD_NAMES, CallTemplateFields
 from .json_values import check_json, copy_json, is_mutable
-from .plan import Plan, compile_plan
+from .placeholders import RenderContext, Scope
+from .plan import CombinationError, Plan, compile_plan
+from .spelling import near_or_shown_name
 from .urls import compile_url
 from .values import declare_inputs
 
@@ -36,105 +46,45 @@ __all__ = ["WebSocketCallTemplate", "WebSocketCallTemplateSerializer", "declare_
 
 _log = logging.getLogger(__name__)
 
-# Where placeholders of a call work, and so `${name}` of a tool's own input (UTCP docs, "WebSocket Protocol").
-_TEMPLATED = ("url", "message", "before", "message_filter", "end_filter", "error_filter", "response_timeout")
-_PLANS: OrderedDict[str, Plan] = OrderedDict()
-_PLANS_KEPT = 1024
+# What says what the request is: where a tool has one of these, it has none of the manual's.
+_REQUEST = ("message", "request", "listen_only")
+_NOT_INHERITED = ("name", "tools", "discovery_message", "discovery_url")
+_VARIABLE = re.compile(r"\$(?:\{([a-zA-Z0-9_]+)\}|([a-zA-Z0-9_]+))")
+_ABSOLUTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
-    return value
-
-
-Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, BeforeValidator(_no_bool)]
-Object = dict[str, Any]
-FilterForm = str | dict[str, Any] | list[Any]
-
-
-class WebSocketCallTemplate(CallTemplate):  # noqa: PLW1641 - mutable, so not hashable
+class WebSocketCallTemplate(CallTemplateFields):  # noqa: PLW1641 - mutable, so not hashable
     """How to call a tool over WebSocket.
 
-    The field descriptions are the reference; the README shows templates for real endpoints. Times are seconds, sizes
-    bytes. Unknown fields are ignored with a warning, so that manuals made for later versions still load.
+    The field descriptions are the reference; the documentation shows templates for real endpoints. Times are seconds,
+    sizes bytes. Unknown fields are ignored with a warning, so that manuals made for later versions still load.
     """
-
-    model_config = ConfigDict(hide_input_in_errors=True)
-
-    call_template_type: Literal["websocket"] = "websocket"
-    url: str = Field(description="wss:// anywhere, ws:// to loopback only; placeholders in path and query")
-    message: str | Object | list[Any] | None = Field(
-        default=None, description="Request template; null sends the arguments as a JSON object"
-    )
-    response_format: Literal["json", "text", "raw"] | None = Field(
-        default=None, description="How a response is returned"
-    )
-    protocol: str | None = Field(default=None, min_length=1, description="Subprotocol to offer and to insist on")
-    keep_alive: bool = Field(default=True, description="Keep the connection open between calls")
-    timeout: Seconds = Field(default=30.0, description="Default of response_timeout; longest wait for a connection")
-    connection_timeout: Seconds = Field(default=10.0, description="For TCP, TLS, handshake and on_connect together")
-    response_timeout: Seconds | str | None = Field(
-        default=None, description="From sending the request to the last response; or a template giving a number"
-    )
-    idle_timeout: Seconds | None = Field(
-        default=None, description="An open-ended exchange ends well after this silence"
-    )
-    expected_responses: Annotated[Count, Field(ge=-1)] | None = Field(
-        default=None, description="0: none, -1: open-ended, null: 1 for a call and open-ended for a stream"
-    )
-    close_after_response: bool | None = Field(default=None, description="Close the connection after the exchange")
-    ping_interval: Seconds | None = Field(default=30.0, description="Between heartbeat pings; null: no heartbeat")
-    pong_timeout: Seconds = Field(default=10.0, description="To wait for the pong before the connection is given up")
-    headers: dict[str, str] | None = Field(default=None, description="Static handshake headers")
-    header_fields: list[str] | None = Field(default=None, description="Arguments sent as handshake headers")
-    message_filter: FilterForm | None = Field(default=None, description="Which incoming messages are responses")
-    end_filter: FilterForm | None = Field(default=None, description="The message that ends an open-ended exchange")
-    error_filter: FilterForm | None = Field(default=None, description="A message that fails the call")
-    end_on_close: Literal["normal", "any"] = Field(
-        default="normal", description="Which server close ends an open-ended exchange well"
-    )
-    result: Object | None = Field(default=None, description="The part of each response that is returned")
-    listen_only: bool = Field(default=False, description="Send no request: the exchange is what the server pushes")
-    multiplex: bool = Field(default=False, description="Share one connection between concurrent calls")
-    on_connect: list[Object] | None = Field(default=None, description="Steps after each handshake")
-    before: list[Object] | None = Field(
-        default=None, description="Steps on the exchange's connection before its request"
-    )
-    auto_reply: list[Object] | None = Field(default=None, description="Messages that are answered at any time")
-    on_close: list[Object] | None = Field(default=None, description="Steps before the client closes")
-    compression: Literal["deflate"] | None = Field(default=None, description="Offer permessage-deflate (RFC 7692)")
-    compression_threshold: Annotated[Count, Field(ge=0)] = Field(
-        default=1024, description="Shorter outgoing messages go uncompressed"
-    )
-    max_message_size: Annotated[Count, Field(gt=0)] = Field(
-        default=16 * 2**20, description="Longest incoming message, after decompression"
-    )
-    max_connections: Annotated[Count, Field(ge=1)] = Field(default=10, description="Open connections per endpoint")
-    reconnect_attempts: Annotated[Count, Field(ge=0)] = Field(
-        default=2, description="Extra attempts to establish a connection"
-    )
-    discovery_message: str | Object = Field(
-        default_factory=lambda: {"type": "utcp"}, description="What asks the endpoint for its manual"
-    )
-    discovery_url: str | None = Field(default=None, description="Where the manual is fetched by GET instead")
-    tools: list[Object] | None = Field(
-        default=None,
-        description="The tools of an endpoint that knows nothing of UTCP, in JSON form; Tool objects are converted."
-        " A tool without tool_call_template takes this template",
-    )
 
     _snapshot: dict[str, Any] = PrivateAttr(default_factory=dict)
     _plan: Plan | None = PrivateAttr(default=None)
+    _variables: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
-    def _warn_of_unknown_fields(cls, values: Any) -> Any:
-        if isinstance(values, Mapping):
-            unknown = sorted(str(key) for key in values.keys() - cls.model_fields.keys())
-            if unknown:
-                _log.warning("WebSocket call template: unknown field ignored: %s", ", ".join(unknown))
+    def _known_fields(cls, values: Any) -> Any:
+        """Give old names their new ones, and warn of names that do not exist."""
+        if not isinstance(values, Mapping):
+            return values
+        known = cls.model_fields
+        values = {key: value for key, value in values.items() if key != "$schema"}
+        for old, new in OLD_NAMES.items():
+            if old in values:
+                value = values.pop(old)
+                if value is not None and values.get(new) is not None:
+                    raise ValueError(f"{old}: is an old name of {new}; give only one of them")
+                if value is not None or new not in values:
+                    values[new] = value
+        unknown = [key for key in values if key not in known]
+        if unknown:
+            _log.warning(
+                "WebSocket call template: unknown field ignored: %s",
+                ", ".join(sorted(near_or_shown_name(key, known) for key in unknown)),
+            )
         return values
 
     @field_validator("auth", mode="before")
@@ -146,7 +96,7 @@ class WebSocketCallTemplate(CallTemplate):  # noqa: PLW1641 - mutable, so not ha
         try:
             return AuthSerializer().validate_dict(value)
         except Exception as error:  # noqa: BLE001 - whatever a plugin's serializer raises
-            reason = _auth_fault(value, error)
+            reason = _auth_error(value, error)
         raise ValueError(reason)
 
     @field_validator("tools", mode="before")
@@ -158,18 +108,61 @@ class WebSocketCallTemplate(CallTemplate):  # noqa: PLW1641 - mutable, so not ha
 
     @model_validator(mode="after")
     def _compile(self) -> WebSocketCallTemplate:
-        _check_addresses(self)
-        _check_headers("headers", self.headers or {})
-        _check_headers("header_fields", dict.fromkeys(self.header_fields or (), ""))
+        _check_addresses(self, {})
+        for name in self.header_fields or ():
+            check_header(name, "", "header_fields")
         check_credentials(self.auth)
         for name in _FREE_FORM:
             check_json(getattr(self, name), name)
         if self.tools is not None:
-            self.tools = [_inline_tool(tool, f"tools[{index}]") for index, tool in enumerate(self.tools)]
-        fields = dict(self.__dict__)
-        self._plan = _plan_by_value(fields)
-        self._snapshot = _copy_of(fields)
+            own = _own_fields(self)
+            self.tools = [_inline_tool(tool, f"tools[{index}]", own) for index, tool in enumerate(self.tools)]
+        self._take_plan({})
         return self
+
+    def _take_plan(self, variables: Mapping[str, str]) -> None:
+        fields = dict(self.__dict__)
+        self._snapshot = _copy_of(fields)
+        self._variables = variables
+        compiled = _copy_of(fields)
+        if self.end_on_close == "normal" and "end_on_close" not in self.model_fields_set:
+            compiled["end_on_close"] = None
+        try:
+            self._plan = compile_plan(compiled, variables)
+        except CombinationError:
+            # A manual whose tools all have their own templates is only what they take from it.
+            if not self.tools or any(tool.get("tool_call_template") is None for tool in self.tools):
+                raise
+            self._plan = None
+
+    def with_variables(self, variables: Mapping[str, str]) -> WebSocketCallTemplate:
+        """A copy of the template in which ``$name`` and ``${name}`` stand for the client's values.
+
+        A value is never scanned again. Wherever placeholders work it is a value like an argument: escaped inside JSON
+        text and patterns, percent-encoded in a URL's path and query, as it is where a URL begins with it. In `auth` and
+        `discovery_url` it is put in as text. The fields of the copy are the same as before (the JSON form shows
+        ``${name}`` still), except `auth` and `discovery_url`, which have the values.
+
+        ``$name`` that is not in `variables` stays as it is; ``${name}`` is then an argument, if there is one of that
+        name. Inline `tools` are not changed: each is resolved when it is called.
+
+        Args:
+            variables: Value by name, as written in the template.
+
+        Raises:
+            ValueError: With these values the template is not valid; no value is in the text.
+        """
+        variables = dict(variables)
+        copied = copy.deepcopy(self)
+        if self.auth is not None:
+            values = _substituted(AuthSerializer().to_dict(self.auth), variables)
+            copied.auth = type(self).validate_auth(values)
+            check_credentials(copied.auth)
+        if self.discovery_url is not None:
+            copied.discovery_url = _substituted(self.discovery_url, variables)
+        _check_addresses(copied, variables)
+        copied._take_plan(variables)
+        return copied
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> WebSocketCallTemplate:
         # The stock client copies templates at every call. Copies share what is compiled, which never changes.
@@ -181,23 +174,40 @@ class WebSocketCallTemplate(CallTemplate):  # noqa: PLW1641 - mutable, so not ha
 
     def __eq__(self, other: object) -> bool:
         # The model's own would compare the plans as well.
-        return type(other) is type(self) and self.__dict__ == other.__dict__
+        return type(other) is type(self) and self.__dict__ == other.__dict__ and self._variables == other._variables
 
     @property
     def plan(self) -> Plan:
         """The compiled form of the template as it is now, also where a field was changed after validation.
 
         Raises:
-            ValueError: The template was changed into one that is not valid.
+            ValueError: The template was changed into one that is not valid, or is that of a manual which is only valid
+                together with what its tools say.
         """
         # Asked for at every call; pydantic's own way to a private attribute takes ten times as long.
         private = self.__pydantic_private__
         assert private is not None
-        if private["_plan"] is None or self.__dict__ != private["_snapshot"]:
-            changed = type(self).model_validate(self.__dict__)
+        plan: Plan | None = private["_plan"]
+        if plan is not None and self.__dict__ == private["_snapshot"]:
+            return plan
+        try:
+            given = {
+                name: value
+                for name, value in self.__dict__.items()
+                if name in self.model_fields_set or value != _DEFAULTS.get(name)
+            }
+            changed = type(self).model_validate(given)
+            if private["_variables"]:
+                changed = changed.with_variables(private["_variables"])
+            elif changed._plan is None:
+                changed._plan = compile_plan(_copy_of(changed.__dict__))
+        except ValidationError as error:
+            reason = "; ".join(_reason(detail["loc"], detail["msg"]) for detail in error.errors(include_input=False))
+        else:
+            assert changed._plan is not None
             self._plan, self._snapshot = changed._plan, changed._snapshot
-        plan: Plan = private["_plan"]
-        return plan
+            return changed._plan
+        raise ValueError(f"the call template is not valid: {reason}")
 
 
 class WebSocketCallTemplateSerializer(Serializer[WebSocketCallTemplate]):
@@ -221,7 +231,7 @@ class WebSocketCallTemplateSerializer(Serializer[WebSocketCallTemplate]):
             values["auth"] = AuthSerializer().to_dict(obj.auth)
         for name, default in _DEFAULTS.items():
             value = getattr(obj, name)
-            if value != default:
+            if value != default or (name == "end_on_close" and _says_how_it_ends(obj)):
                 values[name] = copy_json(value)
         return values
 
@@ -234,10 +244,10 @@ class WebSocketCallTemplateSerializer(Serializer[WebSocketCallTemplate]):
         try:
             return _validated(obj)
         except ValidationError as error:
-            faults = "; ".join(_fault(detail["loc"], detail["msg"]) for detail in error.errors(include_input=False))
+            reason = "; ".join(_reason(detail["loc"], detail["msg"]) for detail in error.errors(include_input=False))
         except RecursionError:
-            faults = "it is nested too deeply"
-        raise UtcpSerializerValidationError(f"Invalid WebSocket call template: {faults}")
+            reason = "it is nested too deeply"
+        raise UtcpSerializerValidationError(f"Invalid WebSocket call template: {reason}")
 
 
 def declare_tool_inputs(tool: Tool) -> Tool:
@@ -260,27 +270,94 @@ def declare_tool_inputs(tool: Tool) -> Tool:
     return tool.model_copy(update={"tool_call_template": serializer.validate_dict(rewritten)})
 
 
+def _says_how_it_ends(template: WebSocketCallTemplate) -> bool:
+    """True if `end_on_close` is its default, and yet says something: with `resume`, streams have another one."""
+    return template.resume is not None and "end_on_close" in template.model_fields_set
+
+
+# What was built is kept
+
+
+class _Cache:
+    """Templates by a digest of the values that they were built of, bounded in number and in size.
+
+    A digest with a key of this process: what is in it cannot be guessed. 1, "1" and true differ, as in JSON they do.
+    The lock is for the clients of several threads.
+    """
+
+    MAX_ENTRIES = 1024
+    MAX_BYTES = 4 * 2**20
+    """Of the encoded values. A compiled template takes about twenty times as much."""
+
+    MAX_ENTRY_BYTES = 2**20
+
+    def __init__(self) -> None:
+        self._key = secrets.token_bytes(32)
+        self._entries: OrderedDict[bytes, tuple[WebSocketCallTemplate, int]] = OrderedDict()
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, values: dict[str, Any]) -> WebSocketCallTemplate:
+        """The template of these values, built now or before. Not to be handed out, only copies of it.
+
+        Raises:
+            ValidationError: They are not valid.
+        """
+        try:
+            # It tells 1 from "1" and True, and keeps objects out.
+            encoded = marshal.dumps(values, 2)
+        except ValueError:
+            return WebSocketCallTemplate.model_validate(copy_json(values))
+        digest = hashlib.blake2b(encoded, key=self._key, digest_size=20).digest()
+        with self._lock:
+            known = self._entries.get(digest)
+            if known is not None:
+                self._entries.move_to_end(digest)
+                return known[0]
+        built = WebSocketCallTemplate.model_validate(copy_json(values))
+        if len(encoded) <= self.MAX_ENTRY_BYTES:
+            with self._lock:
+                if digest not in self._entries:
+                    self._entries[digest] = built, len(encoded)
+                    self._size += len(encoded)
+                while len(self._entries) > self.MAX_ENTRIES or self._size > self.MAX_BYTES:
+                    _, (_, size) = self._entries.popitem(last=False)
+                    self._size -= size
+        return built
+
+
+_cache = _Cache()
+
+
 def _validated(values: dict[str, Any]) -> WebSocketCallTemplate:
     """Build a template, or copy the one that was built of the same values: the stock client asks at every call."""
-    try:
-        # A key that tells 1 from "1" and True, as JSON does not; and that keeps objects out.
-        key = marshal.dumps(values, 2)
-    except ValueError:
-        return WebSocketCallTemplate.model_validate(copy_json(values))
-    return copy.deepcopy(_validated_once(key))
+    return copy.deepcopy(_cache.get(values))
 
 
-@functools.lru_cache(maxsize=_PLANS_KEPT)
-def _validated_once(key: bytes) -> WebSocketCallTemplate:
-    return WebSocketCallTemplate.model_validate(marshal.loads(key))  # noqa: S302 - made above
+# Inline tools
 
 
 def _declared(values: dict[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
     return {key: declare_inputs(value, names) if key in _TEMPLATED else value for key, value in values.items()}
 
 
-def _inline_tool(tool: Object, where: str) -> Object:
-    """An inline tool in JSON form, its inputs declared; checked here so that a bad one is an error of the template."""
+def _own_fields(template: WebSocketCallTemplate) -> dict[str, Any]:
+    """What inline tools inherit of a manual's template, in JSON form."""
+    values = WebSocketCallTemplateSerializer().to_dict(
+        # Not its tools, which are many.
+        template.model_copy(update={"tools": None})
+    )
+    return {name: value for name, value in values.items() if name not in _NOT_INHERITED}
+
+
+def _inline_tool(tool: dict[str, Any], where: str, manual: Mapping[str, Any]) -> dict[str, Any]:
+    """An inline tool in JSON form, with what it inherits and with its inputs declared.
+
+    It is checked here, so that a bad one is an error of the template.
+    """
     if not isinstance(tool.get("name"), str) or not tool["name"]:
         raise ValueError(f"{where}.name: a tool needs a name")
     inputs = tool.get("inputs") or {}
@@ -289,98 +366,109 @@ def _inline_tool(tool: Object, where: str) -> Object:
     template = tool.get("tool_call_template")
     if template is None:
         return tool
-    if not isinstance(template, dict) or "call_template_type" not in template:
+    if not isinstance(template, dict) or not isinstance(template.get("call_template_type"), str):
         raise ValueError(f"{where}.tool_call_template: must be an object with a call_template_type")
     if template["call_template_type"] != "websocket":
         return tool
-    template = _declared(template, inputs.get("properties") or {})
+    template = _declared(_inherited(template, manual), inputs.get("properties") or {})
     try:
-        WebSocketCallTemplate.model_validate(template)
+        _cache.get(template)
     except ValidationError as error:
         detail = error.errors(include_input=False)[0]
-        fault = _fault(detail["loc"], detail["msg"])
+        reason = _reason(detail["loc"], detail["msg"])
     else:
         return {**tool, "tool_call_template": template}
-    raise ValueError(f"{where}.tool_call_template.{fault}")
+    raise ValueError(f"{where}.tool_call_template.{reason}")
 
 
-def _check_addresses(template: WebSocketCallTemplate) -> None:
-    """The rules for URLs, as far as they are known: a client resolves its `${…}` variables later."""
-    if "${" not in compile_url(template.url, "url").origin:
-        # White space inside the braces of a placeholder is none of the URL.
-        check_websocket_url(re.sub(r"\{\{[^{}]*\}\}", lambda hole: "".join(hole[0].split()), template.url))
+def _inherited(template: dict[str, Any], manual: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool's template, with the manual's fields where it has none, if its URL is the manual's to complete."""
+    url = template.get("url")
+    if not (url is None or (isinstance(url, str) and _is_incomplete(url))):
+        return template
+    own = {OLD_NAMES.get(name, name): value for name, value in template.items()}
+    own.pop("url", None)
+    taken = {name: value for name, value in manual.items() if not (name in _REQUEST and own.keys() & set(_REQUEST))}
+    return {**taken, **own, "url": _resolved_url(str(manual["url"]), url or "")}
+
+
+def _is_incomplete(url: str) -> bool:
+    """True for a relative URL, and for one that a captured value begins."""
+    text = url.lstrip()
+    return re.match(r"\{\{\s*captured\.", text) is not None or not (
+        _ABSOLUTE.match(text) or text.startswith(("$", "{{", "UTCP_ARG_"))
+    )
+
+
+def _resolved_url(base: str, url: str) -> str:
+    """A tool's URL, given the manual's: RFC 3986, and textually behind a placeholder that begins the base."""
+    if not url:
+        return base
+    if url.lstrip().startswith("{{"):
+        return url
+    if not _ABSOLUTE.match(base):
+        return base + url
+    scheme, _, rest = base.partition("://")
+    # urljoin knows which schemes take relative references, and ws is among them from Python 3.13 on only.
+    joined = urljoin(f"http://{rest}", url)
+    return f"{scheme}{joined.removeprefix('http')}" if joined.startswith("http://") else joined
+
+
+# Checks
+
+
+def _check_addresses(template: WebSocketCallTemplate, variables: Mapping[str, str]) -> None:
+    """The rules for URLs, as far as they are known: a client resolves its variables later."""
+    url = compile_url(template.url, "url", Scope(variables=variables))
+    if url.origin is not None and url.is_static:
+        check_websocket_url(url.render(RenderContext({}, "")))
+    elif url.origin is not None:
+        # White space inside the braces of a placeholder is not part of the URL.
+        path = re.sub(r"\{\{(?:(?!\}\}).)*\}\}", "x", template.url, flags=re.DOTALL)
+        check_websocket_url(path if not variables else url.origin)
     if template.discovery_url is not None and "${" not in template.discovery_url:
         check_http_url(template.discovery_url, "discovery_url")
     if isinstance(template.auth, OAuth2Auth) and "${" not in template.auth.token_url:
         check_http_url(template.auth.token_url, "auth.token_url")
 
 
-def _check_headers(field: str, headers: Mapping[str, str]) -> None:
-    for name, value in headers.items():
-        try:
-            check_header(name, value)
-        except WebSocketSecurityError as error:
-            fault = str(error)
-        else:
-            continue
-        raise WebSocketSecurityError(f"{field}: {fault}")
-
-
-def _plan_by_value(fields: dict[str, Any]) -> Plan:
-    auth: Auth | None = fields["auth"]
-    known_as = {name: value for name, value in fields.items() if name not in _NOT_IN_PLAN}
-    known_as["auth"] = None if auth is None else [type(auth).__qualname__, auth.model_dump()]
-    key = json.dumps(known_as)
-    plan = _PLANS.get(key)
-    if plan is None:
-        plan = compile_plan(_copy_of(fields))
-        _PLANS[key] = plan
-        if len(_PLANS) > _PLANS_KEPT:
-            _PLANS.popitem(last=False)
-    else:
-        _PLANS.move_to_end(key)
-    return plan
+def _substituted(value: Any, variables: Mapping[str, str]) -> Any:
+    """A JSON value with the variables in it, each put in once."""
+    if isinstance(value, str):
+        return _VARIABLE.sub(lambda match: variables.get(match[1] or match[2], match[0]), value)
+    if isinstance(value, dict):
+        return {key: _substituted(item, variables) for key, item in value.items()}
+    return [_substituted(item, variables) for item in value] if isinstance(value, list) else value
 
 
 def _copy_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.model_copy() if isinstance(value, Auth) else copy_json(value) for name, value in fields.items()}
 
 
-def _fault(location: tuple[int | str, ...], text: str) -> str:
+def _reason(location: tuple[int | str, ...], text: str) -> str:
     text = text.removeprefix("Value error, ")
     field = ".".join(str(part) for part in location[:1])
     return f"{field}: {text}" if field else text
 
 
-def _auth_fault(value: Any, error: Exception) -> str:
+def _auth_error(value: Any, error: Exception) -> str:
     known = ", ".join(sorted(AuthSerializer.auth_serializers))
-    if not isinstance(value, Mapping) or value.get("auth_type") not in AuthSerializer.auth_serializers:
+    kind = value.get("auth_type") if isinstance(value, Mapping) else None
+    if not isinstance(kind, str) or kind not in AuthSerializer.auth_serializers:
         return f"needs an auth_type, one of {known}"
     chain: BaseException | None = error
     while chain is not None and not isinstance(chain, ValidationError):
         chain = chain.__cause__ or chain.__context__
     if chain is None:
-        return f"is not valid for auth_type {value['auth_type']}"
+        return f"is not valid for auth_type {kind}"
     return "; ".join(
         f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in chain.errors(include_input=False)
     )
 
 
 _ALWAYS = ("name", "call_template_type", "url", "auth")
-_NOT_IN_PLAN = ("name", "tools", "discovery_url", "allowed_communication_protocols")
-_FREE_FORM = (
-    "message",
-    "message_filter",
-    "end_filter",
-    "error_filter",
-    "result",
-    "on_connect",
-    "before",
-    "auto_reply",
-    "on_close",
-    "discovery_message",
-    "tools",
-)
+_TEMPLATED = tuple(name for name, role in FIELDS.items() if role.templated)
+_FREE_FORM = (*(name for name, role in FIELDS.items() if role.is_free_form), "tools")
 _DEFAULTS = {
     name: field.get_default(call_default_factory=True)
     for name, field in WebSocketCallTemplate.model_fields.items()

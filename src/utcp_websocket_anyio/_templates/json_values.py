@@ -1,4 +1,4 @@
-"""JSON values in call templates: what is one, and copies that share nothing."""
+"""JSON values: what is one in a call template, copies that share nothing, and when two are equal."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from utcp.data.auth import Auth
 from utcp.data.tool import Tool
 
-__all__ = ["check_json", "copy_json", "is_mutable"]
+__all__ = ["check_json", "copy_json", "equal_json", "is_mutable"]
 
-_DEEPEST = 100
+_MAX_DEPTH = 100
 _IMMUTABLE = frozenset({str, int, float, bool, type(None)})
 
 
 def check_json(value: Any, where: str, depth: int = 0) -> None:
-    """Nothing but JSON values, so that what is compared, copied and sent is the same everywhere.
+    """Refuse everything except JSON values, so that what is compared, copied and sent is the same everywhere.
 
     Args:
         where: Its place in the call template, for errors.
@@ -24,8 +24,8 @@ def check_json(value: Any, where: str, depth: int = 0) -> None:
     Raises:
         ValueError: There is something else in it, or it is nested too deeply.
     """
-    if depth > _DEEPEST:
-        raise ValueError(f"{where.partition('.')[0].partition('[')[0]}: is nested more than {_DEEPEST} levels deep")
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"{where.partition('.')[0].partition('[')[0]}: is nested more than {_MAX_DEPTH} levels deep")
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
@@ -52,5 +52,34 @@ def copy_json(value: Any) -> Any:
 
 
 def is_mutable(value: Any) -> bool:
-    """Whether a copy has to be another object."""
+    """True if a copy has to be another object."""
     return type(value) not in _IMMUTABLE
+
+
+def equal_json(one: Any, other: Any) -> bool:
+    """Equality of JSON values: numbers by value, and a boolean is not a number.
+
+    Without recursion: how deep a message is nested is up to a stranger.
+    """
+    if type(one) in _IMMUTABLE or type(other) in _IMMUTABLE:
+        return _equal_scalars(one, other)
+    pending = [(one, other)]
+    while pending:
+        left, right = pending.pop()
+        if isinstance(left, dict) and isinstance(right, dict):
+            if left.keys() != right.keys():
+                return False
+            pending += [(left[key], right[key]) for key in right]
+        elif isinstance(left, list) and isinstance(right, list):
+            if len(left) != len(right):
+                return False
+            pending += zip(left, right, strict=True)
+        elif isinstance(left, (dict, list)) or isinstance(right, (dict, list)) or not _equal_scalars(left, right):
+            return False
+    return True
+
+
+def _equal_scalars(one: Any, other: Any) -> bool:
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    return bool(one == other)

@@ -1,94 +1,257 @@
 """Placeholders: what in a template's strings stands for something else, and what for.
 
-A string is scanned once, when it is compiled, into literal text and holes. Filling the holes never scans what is put
-in, so that an argument which looks like a placeholder stays what it is.
+A string is scanned once, when it is compiled, into literal text and placeholders (`parse`). Rendering never scans what
+is put in, so an argument, a variable or a captured value that looks like a placeholder stays what it is. A
+placeholder is compiled into a function of a `RenderContext`: where its value comes from, then its encoders.
+
+Which placeholders a string may hold depends on its place: its `Scope`. What is written almost like a placeholder is
+a mistake of the author, and so an error; other text in braces is text.
+
+Values arrive at different times. Arguments are there before anything is opened; a message number, a captured value, the
+message at hand or an item only later (`Placeholder.is_late`). `RenderContext` is immutable: each step, each filter and
+each reply gets one of its own, made from another by `replace` (the same instant) or `for_step` (a later one). What
+must be the same in several contexts, the call's UUID and the instant, is kept in cells that they share, filled when
+first asked for.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 import uuid
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from operator import attrgetter
-from typing import Any
-from urllib.parse import quote
-from xml.sax.saxutils import escape
-
-import regex
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import MissingArgumentError
+from .encoders import ABSENT, compile_encoder, iso_time, text_of
+from .received import ResponseError
+from .spelling import is_one_edit_away
 
-__all__ = ["Placeholder", "Render", "RenderContext", "json_text", "parse", "text_of"]
+if TYPE_CHECKING:
+    from .received import Message
+
+__all__ = [
+    "CALL",
+    "DISCOVERY",
+    "MISSING",
+    "MissingCaptureError",
+    "Parts",
+    "Placeholder",
+    "Render",
+    "RenderContext",
+    "Scope",
+    "parse",
+    "reach",
+]
 
 Parts = tuple["str | Placeholder", ...]
 Render = Callable[["RenderContext"], Any]
 
-_PLACEHOLDER = re.compile(
-    r"UTCP_ARG_(?P<classic>\S+?)_UTCP_ARG"
-    r"|\{\{\s*(?P<name>args|uuid|call_id|now|tool_name|args\.[^\s{}|]+|captured\.[^\s{}|]+)"
-    r"\s*(?:\|\s*(?P<encoder>[^\s{}|]*)\s*)?\}\}"
-    r"|\$\{(?P<dollar>[a-zA-Z0-9_]+)\}"
-)
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final = _Missing()
+"""The value where there is none."""
+
+_NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which placeholders a template may have, by its place in the call template.
+
+    Attributes:
+        arguments: Those of a call's arguments; discovery has none.
+        message: ``{{message…}}``, the message that is handled.
+        item: ``{{item…}}``, one of a list.
+        gap: ``{{gap}}``, how long a stream was without a connection.
+        variables: The values of ``$name`` and ``${name}``, where the client has resolved them. They are put in like
+            arguments: as values, never scanned again.
+    """
+
+    arguments: bool = True
+    message: bool = False
+    item: bool = False
+    gap: bool = False
+    variables: Mapping[str, str] = field(default_factory=lambda: _NO_VARIABLES)
+
+    def with_message(self) -> Scope:
+        """The same place, where there is a message at hand."""
+        return Scope(self.arguments, True, self.item, self.gap, self.variables)
+
+    def with_item(self) -> Scope:
+        """The same place, for each item of a list."""
+        return Scope(self.arguments, self.message, True, self.gap, self.variables)
+
+    def with_gap(self) -> Scope:
+        """The same place, where a gap in a stream is spoken of."""
+        return Scope(self.arguments, self.message, self.item, True, self.variables)
+
+
+CALL: Final = Scope()
+DISCOVERY: Final = Scope(arguments=False)
+
+
+class MissingCaptureError(ValueError):
+    """A captured value that was not captured (yet).
+
+    Attributes:
+        name: Its name.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{{{{captured.{name}}}}} has no value: nothing was captured as {name!r} on this connection")
+        self.name = name
 
 
 class RenderContext:
-    """What the placeholders of one call, or of one step of a conversation, stand for.
+    """What placeholders stand for in one step, one filter or one message. Immutable.
 
     Attributes:
         args: The call's arguments.
         tool_name: The tool's name without its manual's.
         call_id: The number of this message on its connection.
-        captured: What steps have captured on the connection.
+        captured: What steps have captured or computed.
+        message: The message at hand.
+        item: One of the items of a list.
+        gap: Seconds that a stream was without a connection.
+        memo: What was made of this call's values and is needed again, such as a compiled pattern, by its owner. It
+            ends with the call: no cache of the process may hold what belongs to a call.
     """
 
-    __slots__ = ("_common", "args", "call_id", "captured", "tool_name")
+    __slots__ = (
+        "_now", "_step_id", "_uuid", "args", "call_id", "captured", "gap", "item", "memo", "message", "tool_name",
+    )  # fmt: skip
 
-    def __init__(self, args: Mapping[str, Any], tool_name: str) -> None:
-        self.args = args
-        self.tool_name = tool_name
-        self.call_id = 0
-        self.captured: MutableMapping[str, Any] = {}
-        self._common: dict[str, str] = {}
+    def __init__(
+        self,
+        args: Mapping[str, Any],
+        tool_name: str,
+        *,
+        call_id: int = 0,
+        captured: Mapping[str, Any] | None = None,
+        next_step_id: Callable[[], int] | None = None,
+    ) -> None:
+        self.args: Final = args
+        self.tool_name: Final = tool_name
+        self.call_id: Final = call_id
+        self.captured: Final[Mapping[str, Any]] = {} if captured is None else captured
+        self.message: Final[Message | None] = None
+        self.item: Final[Any] = MISSING
+        self.gap: Final[float | None] = None
+        # Cells: one value each, or none yet.
+        self._uuid: Final[list[str]] = []
+        self._now: Final[list[datetime]] = []
+        self._step_id: Final[list[int | Callable[[], int] | None]] = [next_step_id]
+        self.memo: Final[dict[object, Any]] = {}
 
     @property
     def uuid(self) -> str:
         """One UUID4 per call, made when it is first asked for."""
-        known = self._common.get("uuid")
-        if known is None:
-            known = self._common["uuid"] = str(uuid.uuid4())
-        return known
+        cell = self._uuid
+        if not cell:
+            cell.append(str(uuid.uuid4()))
+        return cell[0]
+
+    @property
+    def time(self) -> datetime:
+        """The instant of this context, in UTC; taken when it is first asked for."""
+        cell = self._now
+        if not cell:
+            cell.append(datetime.now(UTC))
+        return cell[0]
 
     @property
     def now(self) -> str:
-        """The time of the call: UTC, ISO 8601."""
-        known = self._common.get("now")
-        if known is None:
-            now = datetime.now(UTC)
-            known = self._common["now"] = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        """The instant of this context as ISO 8601."""
+        return iso_time(self.time)
+
+    @property
+    def step_id(self) -> int:
+        """A number of this step's own, taken from its connection when it is first asked for."""
+        cell = self._step_id
+        known = cell[0]
+        if not isinstance(known, int):
+            known = cell[0] = 0 if known is None else known()
         return known
 
-    def for_step(self, call_id: int) -> RenderContext:
-        """The same call with another message number."""
-        values = RenderContext(self.args, self.tool_name)
-        values._common = self._common
-        values.captured = self.captured
-        values.call_id = call_id
-        return values
+    def replace(
+        self,
+        *,
+        args: Any = MISSING,
+        call_id: Any = MISSING,
+        captured: Any = MISSING,
+        message: Any = MISSING,
+        item: Any = MISSING,
+        gap: Any = MISSING,
+    ) -> RenderContext:
+        """The same instant and step, with other values for what is given."""
+        context: Any = RenderContext.__new__(RenderContext)
+        context.args = self.args if args is MISSING else args
+        context.tool_name = self.tool_name
+        context.call_id = self.call_id if call_id is MISSING else call_id
+        context.captured = self.captured if captured is MISSING else captured
+        context.message = self.message if message is MISSING else message
+        context.item = self.item if item is MISSING else item
+        context.gap = self.gap if gap is MISSING else gap
+        context._uuid = self._uuid
+        context._now = self._now
+        context._step_id = self._step_id
+        context.memo = self.memo
+        return context  # type: ignore[no-any-return]
 
-    def dry_run(self) -> RenderContext:
-        """The same call before there is a connection, for finding out whether its arguments can be encoded."""
-        values = self.for_step(0)
-        values.captured = _Anything()
-        return values
+    def for_step(
+        self, call_id: int, *, next_step_id: Callable[[], int] | None = None, captured: Any = MISSING
+    ) -> RenderContext:
+        """The same call in another step: with another message number, an instant and a step number of its own.
+
+        Args:
+            next_step_id: Called once, and only if the step uses ``{{step_id}}``.
+        """
+        context: Any = self.replace(call_id=call_id, captured=captured)
+        context._now = []
+        context._step_id = [next_step_id]
+        return context  # type: ignore[no-any-return]
 
 
-class _Anything(dict[str, Any]):
-    def __missing__(self, key: str) -> str:
-        return ""
+def reach(value: Any, path: Iterable[str | int]) -> Any:
+    """The value at a path of keys and indices, or `MISSING`. A string of digits is an index where there is a list."""
+    for step in path:
+        if isinstance(value, dict):
+            value = value.get(step, MISSING)
+        elif isinstance(value, list):
+            index = step if isinstance(step, int) else _index(step)
+            value = value[index] if 0 <= index < len(value) else MISSING
+        else:
+            return MISSING
+        if value is MISSING:
+            break
+    return value
+
+
+def _index(digits: str) -> int:
+    # Longer ones are out of range anyway; int() refuses those of thousands of digits.
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else -1
+
+
+_PLACEHOLDER = re.compile(
+    r"UTCP_ARG_(?P<classic>\S+?)_UTCP_ARG"
+    # The name ends at a brace or a pipe; an encoder may hold a brace (in a date's format), but not two.
+    r"|\{\{(?P<name>[^{}|]*)(?P<pipes>(?:\|(?:(?!\}\}|\{\{|\|).)*)*)\}\}"
+    r"|\$(?:\{(?P<braced>[a-zA-Z0-9_]+)\}|(?P<bare>[a-zA-Z0-9_]+))",
+    re.DOTALL,
+)
+_NAME = re.compile(r"(?P<kind>args|captured|message|item)\.(?P<path>[^\s{}|]+)")
+_NOW = re.compile(r"now\s*(?P<shift>[+-]\s*\d{1,9}(?:\.\d{1,6})?)?")
+_OWN_PATHS = ("args", "captured", "message", "item")
+_PATHLESS = ("args", "uuid", "call_id", "step_id", "now", "tool_name", "item", "message", "gap", "dollar")
+_LATE = frozenset({"captured.", "call_id", "step_id", "message.", "message", "item.", "item", "gap"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,151 +259,249 @@ class Placeholder:
     """One placeholder.
 
     Attributes:
-        kind: What it names: an argument (``args.``), a captured value (``captured.``), or one of the others.
-        name: Of the argument or captured value.
-        typed: Whether it keeps its JSON type where it stands alone.
+        kind: What it names: an argument (``args.``), a captured value (``captured.``), a part of a message
+            (``message.``) or item (``item.``), a name that may be an argument or a variable (``$``), a known value
+            (``constant``), or one of the others by its name.
+        name: What follows the dot.
+        encoders: Those that it is piped through, as written.
+        is_optional: True if it stands for nothing (`ABSENT`) where its value is missing or null.
+        is_typed: True if it keeps its JSON type where it stands alone.
         source: The placeholder as it was written.
-        value: What it stands for, with its JSON type. Raises `MissingArgumentError` where there is no such argument;
-            `ValueError` where there is no such captured value yet, or the encoder cannot take the value.
+        value: What it stands for, with its JSON type. Raises `MissingArgumentError` where there is no such argument,
+            `MissingCaptureError` where nothing was captured, `ValueError` where an encoder cannot take the value.
     """
 
     kind: str
     name: str
-    encoder: str | None
-    typed: bool
+    encoders: tuple[str, ...]
+    is_optional: bool
+    is_typed: bool
     source: str
-    value: Render = field(init=False, compare=False)
+    value: Render = field(compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        value = _KINDS[self.kind](self)
-        object.__setattr__(self, "value", value if self.encoder is None else _encoded(value, _ENCODERS[self.encoder]))
+    @property
+    def root(self) -> str:
+        """The argument or capture that it needs: the name up to its first dot, which may be the whole."""
+        return self.name.partition(".")[0]
 
-    def text(self, values: RenderContext) -> str:
+    @property
+    def is_late(self) -> bool:
+        """True if its value is not known before there is a connection."""
+        return self.kind in _LATE
+
+    @property
+    def is_constant(self) -> bool:
+        """True if its value is known now."""
+        return self.kind == "constant"
+
+    def text(self, context: RenderContext) -> str:
         """What it stands for, as a part of a longer text."""
-        return text_of(self.value(values))
+        return text_of(self.value(context))
 
 
-def _argument(hole: Placeholder) -> Render:
-    name = hole.name
-
-    def value(values: RenderContext) -> Any:
-        try:
-            return values.args[name]
-        except KeyError:
-            pass
-        raise MissingArgumentError([name])
-
-    return value
-
-
-def _argument_if_given(hole: Placeholder) -> Render:
-    name, source = hole.name, hole.source
-    return lambda values: values.args.get(name, source)
-
-
-def _captured(hole: Placeholder) -> Render:
-    name = hole.name
-
-    def value(values: RenderContext) -> Any:
-        try:
-            return values.captured[name]
-        except KeyError:
-            pass
-        raise ValueError(f"nothing was captured as {name!r} on this connection")
-
-    return value
-
-
-def _of_the_call(hole: Placeholder) -> Render:
-    return attrgetter(hole.kind)
-
-
-_KINDS: dict[str, Callable[[Placeholder], Render]] = {
-    "args.": _argument,
-    "$": _argument_if_given,
-    "captured.": _captured,
-    "args": lambda hole: lambda values: dict(values.args),
-    "call_id": _of_the_call,
-    "uuid": _of_the_call,
-    "now": _of_the_call,
-    "tool_name": _of_the_call,
-}
-
-
-def _encoded(value: Render, encode: Callable[[Any], Any]) -> Render:
-    return lambda values: encode(value(values))
-
-
-def parse(text: str, where: str, *, arguments: bool = True) -> Parts:
-    """Split a template string into text and holes.
+def parse(text: str, where: str, scope: Scope = CALL) -> Parts:
+    """Split a template string into text and placeholders.
 
     Args:
         where: The string's place in the call template, for errors.
-        arguments: Whether placeholders for arguments may be used here.
 
     Raises:
-        ValueError: It has a placeholder that cannot be.
+        ValueError: It has a placeholder that does not exist or cannot stand here.
     """
+    if "{{" not in text and "$" not in text and "UTCP_ARG_" not in text:
+        return (text,) if text else ()
     parts: list[str | Placeholder] = []
-    position = 0
-    for match in _PLACEHOLDER.finditer(text):
-        if match.start() > position:
-            parts.append(text[position : match.start()])
-        hole = _hole(match, where)
-        if not arguments and hole.kind in ("args", "args."):
-            raise ValueError(f"{where}: {hole.source} is of a call; this belongs to the connection")
-        parts.append(hole)
-        position = match.end()
-    if position < len(text):
-        parts.append(text[position:])
+    written = position = 0
+    while (match := _PLACEHOLDER.search(text, position)) is not None:
+        placeholder = _placeholder(match, where, scope)
+        if placeholder is None:
+            # Ordinary text; inside of it there may be a placeholder all the same.
+            position = match.start() + 1
+            continue
+        if match.start() > written:
+            parts.append(text[written : match.start()])
+        parts.append(placeholder)
+        written = position = match.end()
+    if written < len(text):
+        parts.append(text[written:])
     return tuple(parts)
 
 
-def _hole(match: re.Match[str], where: str) -> Placeholder:
+def _placeholder(match: re.Match[str], where: str, scope: Scope) -> Placeholder | None:
+    """The placeholder that was found, or None if it is ordinary text."""
     source = match[0]
+    variable = match["braced"] or match["bare"]
     if match["classic"] is not None:
-        return Placeholder("args.", match["classic"], None, typed=False, source=source)
-    if match["dollar"] is not None:
-        return Placeholder("$", match["dollar"], None, typed=True, source=source)
-    encoder = match["encoder"]
-    if encoder is not None and encoder not in _ENCODERS:
-        raise ValueError(f"{where}: {source}: there is no encoder {encoder!r}; there are {', '.join(_ENCODERS)}")
-    kind, dot, name = match["name"].partition(".")
-    return Placeholder(kind + dot, name, encoder, typed=True, source=source)
+        _check_place("args.", source, where, scope)
+        name = match["classic"]
+        return Placeholder("args.", name, (), False, False, source, _named("args", name, optional=False))
+    if variable is not None:
+        if variable in scope.variables:
+            text = scope.variables[variable]
+            return Placeholder("constant", variable, (), False, True, source, lambda context: text)
+        if match["bare"] is not None:
+            return None
+        return Placeholder("$", variable, (), False, True, source, _argument_if_given(variable, source))
+    found = _kind(match["name"].strip(), where, source)
+    if found is None:
+        return None
+    kind, name, is_optional, value = found
+    _check_place(kind, source, where, scope)
+    encoders = tuple(_stripped(pipe) for pipe in match["pipes"].split("|")[1:])
+    for index, encoder in enumerate(encoders):
+        try:
+            encode = compile_encoder(encoder, of_time=kind == "now" and index == 0)
+        except ValueError as error:
+            reason = str(error)
+        else:
+            value = _encoded(value, encode)
+            continue
+        raise ValueError(f"{where}: {source}: {reason}")
+    if kind == "now" and not encoders:
+        value = _encoded(value, iso_time)
+    return Placeholder(kind, name, encoders, is_optional, True, source, value)
 
 
-# json.dumps makes an encoder for each call that asks for anything but the defaults.
-_encode = json.JSONEncoder(allow_nan=False).encode
+def _stripped(pipe: str) -> str:
+    # The white space in a date's format is the format's.
+    return pipe.lstrip() if pipe.lstrip().startswith("date:") else pipe.strip()
 
 
-def json_text(value: Any) -> str:
-    """JSON as `json.dumps` writes it by default; NaN and Infinity, which JSON has not, are a `ValueError`."""
-    if type(value) is int:
-        return int.__repr__(value)  # what the encoder does, without its setting out for more
-    try:
-        return _encode(value)
-    except TypeError as error:
-        fault = str(error)
-    except RecursionError:
-        fault = "it is nested too deeply"
-    raise ValueError(f"an argument is no JSON value: {fault}")
+def _kind(text: str, where: str, source: str) -> tuple[str, str, bool, Render] | None:
+    """What stands between the braces, before the encoders: kind, name, is it optional, and its value."""
+    named = _NAME.fullmatch(text)
+    if named is not None:
+        kind, path = named["kind"], named["path"]
+        is_optional = path.endswith("?") and len(path) > 1
+        path = path.removesuffix("?") if is_optional else path
+        if kind in ("args", "captured"):
+            return f"{kind}.", path, is_optional, _named(kind, path, optional=is_optional)
+        return f"{kind}.", path, is_optional, _part_of(kind, path, optional=is_optional)
+    now = _NOW.fullmatch(text)
+    if now is not None:
+        return "now", "", False, _time(now["shift"])
+    if text == "dollar":
+        return "constant", "", False, lambda context: "$"
+    if text in _PATHLESS:
+        return text, "", False, _WHOLE.get(text) or attrgetter(text)
+    head, dot, _ = text.partition(".")
+    near = [name for name in _PATHLESS if is_one_edit_away(text, name)]
+    if dot:
+        near += [f"{name}.…" for name in _OWN_PATHS if is_one_edit_away(head, name)]
+    if near:
+        raise ValueError(f"{where}: {source} does not exist; did you mean {{{{{near[0]}}}}}?")
+    return None
 
 
-def text_of(value: Any) -> str:
-    """A value inside a longer text: a string as it is, anything else as its JSON text."""
-    return value if isinstance(value, str) else json_text(value)
+def _check_place(kind: str, source: str, where: str, scope: Scope) -> None:
+    what = kind.rstrip(".")
+    if what == "args" and not scope.arguments:
+        raise ValueError(f"{where}: {source} cannot be used here: discovery is not a call and has no arguments")
+    if what == "message" and not scope.message:
+        raise ValueError(f"{where}: {source} cannot be used here, only in on_message (not in match) and on_response")
+    if what == "item" and not scope.item:
+        raise ValueError(f"{where}: {source} cannot be used here, only in the message of send_each and the as of $each")
+    if what == "gap" and not scope.gap:
+        raise ValueError(f"{where}: {source} cannot be used here, only in gap_item of resume")
 
 
-def _bytes_of(value: Any) -> bytes:
-    return text_of(value).encode()
+def _encoded(value: Render, encode: Callable[[Any], Any]) -> Render:
+    def encoded(context: RenderContext) -> Any:
+        plain = value(context)
+        return plain if plain is ABSENT else encode(plain)
+
+    return encoded
 
 
-_ENCODERS: dict[str, Callable[[Any], Any]] = {
-    "json": json_text,
-    "base64": lambda value: base64.b64encode(_bytes_of(value)).decode(),
-    "hex": lambda value: _bytes_of(value).hex(),
-    "urlencode": lambda value: quote(_bytes_of(value), safe=""),
-    "xml": lambda value: escape(text_of(value), {'"': "&quot;", "'": "&apos;"}),
-    "regex": lambda value: regex.escape(text_of(value)),
-    "bytes": lambda value: len(_bytes_of(value)),
+def _named(kind: str, name: str, *, optional: bool) -> Render:
+    """An argument or a captured value: the one of this name, otherwise what its name reaches into."""
+    source = attrgetter(kind)
+    missing: Callable[[str], ValueError] = _missing_argument if kind == "args" else MissingCaptureError
+    root, _, rest = name.partition(".")
+    path = rest.split(".") if rest else []
+
+    def value(context: RenderContext) -> Any:
+        values = source(context)
+        try:
+            return values[name]
+        except KeyError:
+            pass
+        found = reach(values[root], path) if path and root in values else MISSING
+        if found is not MISSING:
+            return found
+        raise missing(name)
+
+    def value_if_there(context: RenderContext) -> Any:
+        values = source(context)
+        found = values.get(name, MISSING)
+        if found is MISSING and path and root in values:
+            found = reach(values[root], path)
+        return ABSENT if found is MISSING or found is None else found
+
+    return value_if_there if optional else value
+
+
+def _missing_argument(name: str) -> ValueError:
+    return MissingArgumentError([name])
+
+
+def _argument_if_given(name: str, source: str) -> Render:
+    return lambda context: context.args.get(name, source)
+
+
+def _content(context: RenderContext) -> Any:
+    if context.message is None:
+        raise ValueError("there is no message here")
+    return context.message.content()
+
+
+def _item(context: RenderContext) -> Any:
+    if context.item is MISSING:
+        raise ValueError("there is no item here")
+    return context.item
+
+
+_WHOLE: Mapping[str, Render] = {
+    "args": lambda context: dict(context.args),
+    "message": _content,
+    "item": _item,
 }
+
+
+def _part_of(kind: str, name: str, *, optional: bool) -> Render:
+    path = name.split(".")
+
+    def whole(context: RenderContext) -> Any:
+        if kind == "item":
+            return _item(context)
+        if context.message is None:
+            raise ValueError("there is no message here")
+        try:
+            return context.message.json()
+        except ResponseError:
+            return MISSING
+
+    def value(context: RenderContext) -> Any:
+        found = reach(whole(context), path)
+        if optional and (found is MISSING or found is None):
+            return ABSENT
+        if found is MISSING:
+            raise ValueError(f"{{{{{kind}.{name}}}}} has no value: the {kind} has nothing there")
+        return found
+
+    return value
+
+
+def _time(shift: str | None) -> Render:
+    if shift is None:
+        return attrgetter("time")
+    delta = timedelta(seconds=float("".join(shift.split())))
+
+    def shifted(context: RenderContext) -> datetime:
+        try:
+            return context.time + delta
+        except OverflowError:
+            pass
+        raise ValueError("{{now}} is shifted beyond the calendar")
+
+    return shifted

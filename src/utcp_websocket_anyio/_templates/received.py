@@ -7,7 +7,8 @@ from typing import Any
 
 __all__ = ["Message", "ResponseError"]
 
-_SHOWN = 100
+_EXCERPT_LENGTH = 100
+_UNSET: Any = object()
 
 
 class ResponseError(Exception):
@@ -19,14 +20,21 @@ class ResponseError(Exception):
 
 
 class Message:
-    """A text or binary message. Its JSON is parsed at most once, and only when something asks for it."""
+    """A text or binary message, or one record of it. Its JSON is parsed at most once, and only when asked for.
 
-    __slots__ = ("_is_claimed", "_json", "data")
+    Args:
+        data: As received.
+        frame: ``"text"`` or ``"binary"``: how it came. A record of a binary message may be text.
+    """
 
-    def __init__(self, data: str | bytes) -> None:
+    __slots__ = ("_is_claimed", "_json", "_text", "data", "frame")
+
+    def __init__(self, data: str | bytes, frame: str | None = None) -> None:
         self.data = data
+        self.frame = ("text" if isinstance(data, str) else "binary") if frame is None else frame
         self._is_claimed = False
-        self._json: tuple[Any] | ResponseError | None = None
+        self._json: Any = _UNSET
+        self._text: str | None = data if isinstance(data, str) else _UNSET
 
     def __repr__(self) -> str:
         return f"<Message, {'text' if self.is_text else 'binary'}, {len(self.data)}>"
@@ -48,50 +56,65 @@ class Message:
             keep_parsed: False: parse it again when it is needed, and save the memory meanwhile.
         """
         if self._is_claimed:
-            return Message(self.data)
+            return Message(self.data, self.frame)
         self._is_claimed = True
         if not keep_parsed:
-            self._json = None
+            self._json = _UNSET
         return self
 
     def json(self) -> Any:
         """The message as JSON; a binary one is taken as UTF-8.
 
         Raises:
-            ResponseError: It is no JSON as `json.loads` reads it.
+            ResponseError: It is not JSON as `json.loads` reads it.
         """
         parsed = self._json
-        if parsed is None:
-            try:
-                # Not json.loads of bytes: that would take UTF-16 and UTF-32 as well.
-                parsed = (json.loads(self.data if isinstance(self.data, str) else self.data.decode()),)
-            except (ValueError, RecursionError):
-                parsed = ResponseError(f"the message is not JSON: {self._excerpt()}")
-            self._json = parsed
+        if parsed is _UNSET:
+            parsed = self._json = self._parsed()
         if isinstance(parsed, ResponseError):
             raise ResponseError(*parsed.args)
-        return parsed[0]
+        return parsed
 
     def text(self) -> str:
         """The message as text.
 
         Raises:
-            ResponseError: It is binary and no UTF-8.
+            ResponseError: It is binary and not UTF-8.
         """
-        if isinstance(self.data, str):
-            return self.data
-        try:
-            return self.data.decode()
-        except UnicodeDecodeError:
-            fault = f"the message is not text: {self._excerpt()}"
-        raise ResponseError(fault)
+        text = self.text_or_none()
+        if text is None:
+            raise ResponseError(f"the message is not text: {self._excerpt()}")
+        return text
+
+    def text_or_none(self) -> str | None:
+        """The message as text; None if it is binary and not UTF-8."""
+        text = self._text
+        if text is _UNSET:
+            assert isinstance(self.data, bytes)
+            try:
+                text = self.data.decode()
+            except UnicodeDecodeError:
+                text = None
+            self._text = text
+        return text
 
     def content(self) -> Any:
-        """The JSON value of the message where it is JSON, otherwise the message as it came."""
+        """The JSON value of the message if it is JSON, otherwise the message as it came."""
         try:
             return self.json()
         except ResponseError:
             return self.data
 
+    def _parsed(self) -> Any:
+        text = self.text_or_none()
+        if text is not None:
+            try:
+                # Not json.loads of bytes: that would take UTF-16 and UTF-32 as well. How deep JSON may be nested is
+                # bounded by the parser, which is written in C; nothing that reads the value here is recursive.
+                return json.loads(text)
+            except (ValueError, RecursionError):
+                pass
+        return ResponseError(f"the message is not JSON: {self._excerpt()}")
+
     def _excerpt(self) -> str:
-        return repr(self.data[:_SHOWN])
+        return repr(self.data[:_EXCERPT_LENGTH])

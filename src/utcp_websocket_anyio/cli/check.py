@@ -15,9 +15,8 @@ from utcp.exceptions import UtcpSerializerValidationError
 from utcp.plugins.plugin_loader import ensure_plugins_initialized
 
 from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
-from .._templates.messages import MessageTemplate
-from .._templates.plan import Plan, Step
-from .._templates.values import RenderContext, encode_arguments
+from .._templates.plan import Plan
+from .._templates.values import RenderContext
 from .arguments import read_arguments, signature
 from .command import Command
 from .completion import complete_argument, complete_target, complete_tool
@@ -164,20 +163,10 @@ def _sends(plan: Plan, values: RenderContext) -> Iterator[tuple[str, str | bytes
         yield "connects to", plan.url.render(values)
     except ValueError:
         yield "connects to", str(plan.url.source)
-    values.captured = _Names()
-    parts = [*_messages("on_connect", plan.settings.on_connect), *_messages("before", plan.before)]
-    if plan.message is not None:
-        parts.append(("message", plan.message))
-    for number, (where, message) in enumerate(parts, 1):
-        yield where, message.encode(values.for_step(number))
-    if plan.message is None and not plan.listen_only:
-        yield "message", encode_arguments(values.args, without=plan.consumed)
-
-
-def _messages(where: str, steps: tuple[Step, ...]) -> Iterator[tuple[str, MessageTemplate]]:
-    for index, step in enumerate(steps):
-        if step.send is not None:
-            yield f"{where}[{index}]", step.send
+    steps = (*plan.settings.on_connect, *plan.before, *plan.request)
+    for number, step in enumerate([step for step in steps if step.send is not None], 1):
+        assert step.send is not None
+        yield step.where, step.send.encode(values.for_step(number, captured=_Names()))
 
 
 class _Names(dict[str, Any]):

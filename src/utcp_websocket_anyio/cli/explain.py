@@ -1,11 +1,16 @@
-"""A call template in words: what each of its fields makes happen."""
+"""A call template in words: what each of its fields makes happen.
+
+The sentences are the fields' own (`fields.Role.words`); here is how a value of each kind is put into one.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from .._templates.fields import FIELDS, OLD_NAMES
 
 __all__ = ["explain", "filter_in_words"]
 
@@ -15,8 +20,15 @@ _HOLES = {
     "{{now}}": "the time of the call",
     "{{tool_name}}": "the tool's name",
     "{{args}}": "all arguments",
+    "{{step_id}}": "the number of this step",
+    "{{message}}": "the message",
+    "{{item}}": "the item",
+    "{{gap}}": "the seconds without a connection",
+    "{{dollar}}": "a dollar sign",
 }
-_NAMED_HOLE = re.compile(r"\{\{\s*(args|captured)\.([^\s{}|]+)\s*\}\}|\$\{(\w+)\}|UTCP_ARG_(\S+?)_UTCP_ARG")
+_NAMED_HOLE = re.compile(
+    r"\{\{\s*(args|captured|message|item)\.([^\s{}|]+)\s*\}\}|\$\{(\w+)\}|UTCP_ARG_(\S+?)_UTCP_ARG"
+)
 
 
 def explain(template: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -28,7 +40,19 @@ def explain(template: Mapping[str, Any]) -> list[tuple[str, str]]:
     Returns:
         Fields and sentences. Values that may be secret are not in them.
     """
-    return [(name, words(template[name])) for name, words in _FIELDS.items() if template.get(name) is not None]
+    template = {OLD_NAMES.get(name, name): value for name, value in template.items()}
+    explained = [("url", _field("url", template["url"]))] if template.get("url") is not None else []
+    if template.get("auth") is not None:
+        explained.append(("auth", f"log in with {_auth(template['auth'])}"))
+    others = [name for name in FIELDS if name != "url" and template.get(name) is not None]
+    return [*explained, *((name, _field(name, template[name])) for name in others)]
+
+
+def _field(name: str, value: Any) -> str:
+    role = FIELDS[name]
+    if isinstance(role.words, tuple):
+        return role.words[0] if value else role.words[1]
+    return role.words.format(_KINDS.get(role.kind, _plain)(value))
 
 
 def filter_in_words(value: Any) -> str:
@@ -60,10 +84,18 @@ _MESSAGE_OPERATORS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "$hex": lambda value: f"that is binary and begins with the bytes {value['$hex']}",
     "$frame": lambda value: f"that is {value['$frame']}",
     "$after": _behind,
+    "$not": lambda value: f"except one {filter_in_words(value['$not'])}",
+    "$regex": lambda value: f"in whose text {value['$regex']} is found",
+    "$in": lambda value: f"that is one of {', '.join(map(_json, value['$in']))}",
+    "$equals": lambda value: f"that is exactly {json.dumps(value['$equals'], ensure_ascii=False)}",
+    "$select": lambda value: f"such that {value['$select']}",
 }
 _VALUE_OPERATORS: dict[str, Callable[[Any], str]] = {
     "$any": lambda _: "anything",
     "$absent": lambda _: "nothing",
+    "$equals": lambda value: f"exactly {json.dumps(value, ensure_ascii=False)}",
+    "$not": lambda value: f"anything except {_json(value)}",
+    "$select": lambda value: f"such that {value}",
     "$in": lambda value: f"one of {', '.join(map(_json, value))}",
     "$regex": lambda value: f"text matching {value}",
     "$or": lambda value: _either(value, _json),
@@ -98,18 +130,27 @@ def _value(value: Any) -> str:
         if value in _HOLES:
             return _HOLES[value]
         if (named := _NAMED_HOLE.fullmatch(value)) is not None:
-            if named[1] == "captured":
-                return f"the captured {named[2]}"
+            if named[1] in ("captured", "message", "item"):
+                what = {"captured": "the captured {}", "message": "{} of the message", "item": "{} of the item"}
+                return what[named[1]].format(named[2])
             return f"the {'variable' if named[3] else 'argument'} {named[2] or named[3] or named[4]}"
     return json.dumps(value, ensure_ascii=False)
 
 
 def _message(value: Any) -> str:
     if isinstance(value, dict) and value.get("type") == "binary" and "data" in value:
-        return f"a binary message: {_value(value['data'])}, written in {value.get('encoding', 'base64')}"
+        data = value["data"]
+        parts = " and ".join(map(_part, data)) if isinstance(data, list) else _value(data)
+        return f"a binary message: {parts}, written in {value.get('encoding', 'base64')}"
     if isinstance(value, str):
         return f"the text {_value(value)}"
     return f"the JSON {_value(value)}"
+
+
+def _part(value: Any) -> str:
+    if not isinstance(value, dict):
+        return _value(value)
+    return f"{_value(value.get('data'))} in {value.get('encoding', 'base64')}"
 
 
 def _steps(values: list[dict[str, Any]]) -> str:
@@ -118,22 +159,147 @@ def _steps(values: list[dict[str, Any]]) -> str:
 
 def _step(value: Mapping[str, Any]) -> str:
     parts = []
+    if value.get("compute"):
+        parts.append(f"compute {', '.join(value['compute'])}")
+    if "http" in value:
+        request = value["http"]
+        method = request.get("method", "POST" if request.keys() & {"json", "form", "body"} else "GET")
+        # A query may hold secrets.
+        parts.append(f"send an HTTP request, {method.upper()} {str(request.get('url')).partition('?')[0]}")
     if "send" in value:
         parts.append(f"send {_message(value['send'])}")
+    if "send_each" in value:
+        parts.append(_send_each(value["send_each"]))
     if "expect" in value:
-        parts.append(f"wait for a message {filter_in_words(value['expect'])}")
+        kind = "answer" if "http" in value else "message"
+        parts.append(f"wait for {'an' if 'http' in value else 'a'} {kind} {filter_in_words(value['expect'])}")
     if "reject" in value:
         parts.append(f"fail at one {filter_in_words(value['reject'])}")
     if value.get("capture"):
         parts.append(f"keep {', '.join(value['capture'])} of it")
+    if value.get("when") == "always":
+        parts.append("also after the expected responses")
     return ", ".join(parts)
 
 
-def _result(value: Mapping[str, Any]) -> str:
-    if "regex" in value:
-        return f"of each response, what the first group of {value['regex']} finds"
-    behind = f" behind the prefix {_value(value['after'])}" if "after" in value else ""
-    return f"of each response, the part {value.get('path') or 'that is all'} of its JSON{behind}"
+def _send_each(value: Mapping[str, Any]) -> str:
+    pieces = f", in pieces of {_plain(value['chunk'])} bytes" if "chunk" in value else ""
+    paced = f", one every {_seconds(value['every'])}" if "every" in value else ""
+    return (
+        f"send, for each item of {_value(value.get('of'))}{pieces}{paced}, {_message(value.get('message', '{{item}}'))}"
+    )
+
+
+def _kept(value: Mapping[str, Any]) -> list[str]:
+    """What an object with `compute` and `capture` keeps."""
+    kept = [f"compute {', '.join(value['compute'])}"] if value.get("compute") else []
+    return [*kept, f"keep {', '.join(value['capture'])} of it"] if value.get("capture") else kept
+
+
+def _handlers(values: list[dict[str, Any]]) -> str:
+    return "; ".join(
+        f"whenever a message {filter_in_words(value['match'])} comes, {', '.join(_reactions(value)) or 'do nothing'}"
+        for value in values
+    )
+
+
+def _reactions(value: Mapping[str, Any]) -> Iterator[str]:
+    yield from _kept(value)
+    if "reply" in value:
+        yield f"answer {_message(value['reply'])}"
+    if value.get("retire"):
+        yield "use the connection for nothing new"
+    if value.get("resume") not in (None, False):
+        yield "move its streams to a new connection"
+    if value.get("lost"):
+        yield "give the connection up"
+    if "deliver" in value:
+        yield "show it to calls" if value["deliver"] else "hide it from calls"
+
+
+def _response_handler(value: Mapping[str, Any]) -> str:
+    sent = [f"acknowledge it with {_message(value['send'])}"] if "send" in value else []
+    return f"of each response, {', '.join([*_kept(value), *sent])}"
+
+
+def _heartbeat(value: Mapping[str, Any]) -> str:
+    parts = []
+    if "send" in value:
+        jitter = ", the first at a random time" if value.get("jitter") else ""
+        parts.append(f"every {_seconds(value.get('every'))}, send {_message(value['send'])}{jitter}")
+    if "expect" in value:
+        within = f" within {_seconds(value['timeout'])}" if "timeout" in value else ""
+        parts.append(f"give the connection up without a message {filter_in_words(value['expect'])}{within}")
+    parts += _kept(value)
+    if "silence" in value:
+        parts.append(f"give the connection up when nothing comes for {_seconds(value['silence'])}")
+    return ", ".join(parts)
+
+
+def _resume(value: Mapping[str, Any]) -> str:
+    own = [name for name in ("prepare", "on_connect", "before", "request") if value.get(name) is not None]
+    by = f", with steps of its own for {', '.join(own)}" if own else ""
+    final = f", except after a close with {_json_text(value['not_after'])}" if value.get("not_after") else ""
+    gap = ", and yield an item for the gap" if "gap_item" in value else ""
+    attempts = value.get("attempts", 5)
+    return f"go on with a stream on a new connection, after at most {attempts} failures in a row{by}{final}{gap}"
+
+
+def _incoming(value: Mapping[str, Any]) -> str:
+    parts = []
+    if value.get("inflate"):
+        parts.append(f"inflate binary messages ({value['inflate']})")
+    if value.get("split"):
+        parts.append(
+            f"take messages apart at {_json_text(value['split'])}"
+            if value["split"] != "json"
+            else "take messages apart into JSON values"
+        )
+    if value.get("each"):
+        parts.append("take each element of a list as a message")
+    if value.get("json"):
+        paths = value["json"] if isinstance(value["json"], list) else [value["json"]]
+        parts.append(f"read the text at {', '.join(paths)} as JSON")
+    return ", then ".join(parts) or "take messages as they are"
+
+
+def _outgoing(value: Mapping[str, Any]) -> str:
+    parts = []
+    if value.get("suffix"):
+        parts.append(f"put {_json_text(value['suffix'])} behind each text")
+    if value.get("frame") == "binary":
+        parts.append("send text in binary frames")
+    if value.get("fragment"):
+        parts.append(f"send messages in fragments of {value['fragment']} bytes")
+    return ", ".join(parts) or "send messages as they are"
+
+
+def _extraction(value: Any) -> str:
+    if isinstance(value, list):
+        return ", and of that ".join(map(_extraction, value))
+    parts = []
+    if "after" in value and "regex" not in value and "select" not in value:
+        parts.append(f"the part {_path(value.get('path'))} of its JSON behind the prefix {_value(value['after'])}")
+    elif "path" in value:
+        parts.append(f"the part {_path(value['path'])} of its JSON")
+    elif "select" in value:
+        parts.append(f"what {value['select']} selects")
+    elif "regex" in value:
+        parts.append(f"what the first group of {value['regex']} finds")
+    if "slice" in value:
+        first, last = value["slice"]
+        parts.append(f"from position {first or 0} {'on' if last is None else f'to {last}'}")
+    if "as" in value:
+        parts.append(f"as {value['as']}")
+    if value.get("json"):
+        parts.append("read as JSON")
+    if "default" in value:
+        parts.append(f"or else {_json_text(value['default'])}")
+    return " ".join(parts)
+
+
+def _path(value: Any) -> str:
+    return (value if isinstance(value, str) else _json_text(value)) or "that is all"
 
 
 def _count(value: int) -> str:
@@ -153,57 +319,39 @@ def _auth(value: Mapping[str, Any]) -> str:
     return "a token of OAuth2 (client credentials), fetched from token_url and renewed in time"
 
 
-def _if(value: bool, yes: str, no: str) -> str:
-    return yes if value else no
+def _seconds(value: Any) -> str:
+    return f"{value:g} s" if isinstance(value, (int, float)) else _value(value)
 
 
-def _seconds(text: str) -> Callable[[Any], str]:
-    return lambda value: text.format(f"{value:g} s" if isinstance(value, (int, float)) else _value(value))
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else _json_text(value)
 
 
-_FIELDS: dict[str, Callable[[Any], str]] = {
-    "url": lambda value: f"connect to {value.partition('?')[0]}{' with a query' if '?' in value else ''}",
-    "auth": lambda value: f"log in with {_auth(value)}",
-    "headers": lambda value: f"send the handshake headers {', '.join(value)}",
-    "header_fields": lambda value: f"send the arguments {', '.join(value)} as handshake headers",
-    "protocol": lambda value: f"insist on the subprotocol {value}",
-    "compression": lambda _: "offer compression (permessage-deflate)",
-    "compression_threshold": lambda value: f"send messages shorter than {value} bytes uncompressed",
-    "connection_timeout": _seconds("the connection and its login may take {}"),
-    "reconnect_attempts": lambda value: f"try {value} more time{'' if value == 1 else 's'} to connect",
-    "on_connect": lambda value: f"after each handshake: {_steps(value)}",
-    "auto_reply": lambda value: "; ".join(
-        f"whenever a message {filter_in_words(reply['match'])} comes, answer {_message(reply['reply'])}"
-        for reply in value
-    ),
-    "before": lambda value: f"before each request, on its connection: {_steps(value)}",
-    "listen_only": lambda value: _if(value, "send no request: responses are what the server pushes", "send a request"),
-    "message": lambda value: f"send {_message(value)}",
-    "message_filter": lambda value: f"a response is a message {filter_in_words(value)}; others are skipped",
-    "error_filter": lambda value: f"the call fails at a message {filter_in_words(value)}",
-    "end_filter": lambda value: f"the end is a message {filter_in_words(value)}",
-    "end_on_close": lambda value: _if(
-        value == "any", "the end is any close of the connection", "the end is also a normal close of the connection"
-    ),
-    "idle_timeout": _seconds("the end is also a silence of {}"),
-    "expected_responses": _count,
-    "response_timeout": _seconds("wait {} from the request to the last response"),
-    "timeout": _seconds("wait {} for a free connection, and for responses unless response_timeout says otherwise"),
-    "result": lambda value: f"return, {_result(value)}",
-    "response_format": lambda value: {
-        "json": "return responses as JSON values",
-        "text": "return responses as text",
-        "raw": "return responses as they come",
-    }[value],
-    "multiplex": lambda value: _if(value, "concurrent calls share one connection", "each call has a connection"),
-    "keep_alive": lambda value: _if(value, "keep the connection for the next call", "connect anew for each call"),
-    "close_after_response": lambda value: _if(value, "close the connection after the call", "keep the connection"),
-    "max_connections": lambda value: f"open {value} connection{'' if value == 1 else 's'} at most",
-    "max_message_size": lambda value: f"refuse messages longer than {value} bytes",
-    "ping_interval": _seconds("send a ping every {}"),
-    "pong_timeout": _seconds("give the connection up when its pong takes longer than {}"),
-    "on_close": lambda value: f"before closing: {_steps(value)}",
-    "tools": lambda value: f"the tools are in the file: {len(value)}",
-    "discovery_url": lambda _: "fetch the tools from discovery_url",
-    "discovery_message": lambda value: f"ask the endpoint for its tools with {_message(value)}",
+def _json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+_CLOSES = {
+    "normal": "the end is also a normal close of the connection",
+    "any": "the end is any close of the connection",
+    "never": "no close of the connection is the end",
+}
+_KINDS: Mapping[str, Callable[[Any], str]] = {
+    "url": lambda value: f"{value.partition('?')[0]}{' with a query' if '?' in value else ''}",
+    "names": lambda value: value if isinstance(value, str) else ", ".join(value),
+    "text": _value,
+    "length": lambda value: str(len(value)),
+    "message": _message,
+    "filter": filter_in_words,
+    "steps": _steps,
+    "handlers": _handlers,
+    "response_handler": _response_handler,
+    "heartbeat": _heartbeat,
+    "resume": _resume,
+    "incoming": _incoming,
+    "outgoing": _outgoing,
+    "extraction": _extraction,
+    "count": _count,
+    "seconds": _seconds,
+    "closes": lambda value: _CLOSES.get(value, value),
 }

@@ -51,7 +51,7 @@ _CONNECTION = (
     "connection_timeout",
     "reconnect_attempts",
     "on_connect",
-    "auto_reply",
+    "on_message",
     "on_close",
 )
 _NORMAL = (1000, 1001, 1005)
@@ -228,8 +228,8 @@ async def _connect(tasks: TaskGroup, found: Found, session: _Session) -> Connect
         values["protocol"] = session.protocol
     plan = serializer.validate_dict(values).plan
     settings = plan.settings
-    silent = dataclasses.replace(settings, on_connect=(), auto_reply=(), on_close=())
-    plan = dataclasses.replace(plan, settings=silent, endpoints={})
+    silent = dataclasses.replace(settings, on_connect=(), on_message=(), on_close=())
+    plan = dataclasses.replace(plan, settings=silent, _last_endpoint=[])
     request = prepare(plan, "", arguments, manual=template.name)
     with waiting(f"connecting to {request.endpoint.display_url}"):
         opened = await Connector(Network(), Counters()).connect(request.endpoint, plan, tasks)
