@@ -222,7 +222,7 @@ def _refusal(proxy: Proxy, code: int | None, *, ended: bool) -> tuple[str, bool]
         phrase = f"{code} {http.HTTPStatus(code).phrase}"
     except ValueError:
         phrase = str(code)
-    if code == http.HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+    if code in (http.HTTPStatus.PROXY_AUTHENTICATION_REQUIRED, http.HTTPStatus.UNAUTHORIZED):  # tinyproxy says 401
         given = "refused the user name or password" if proxy.username else "asks for a user name and password"
         return f"{given} (status {phrase})", False
     return f"did not connect: status {phrase}", code in (429, 502, 503, 504)
