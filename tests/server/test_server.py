@@ -10,7 +10,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 import anyio
@@ -44,13 +44,6 @@ class Place(BaseModel):
 
 async def echo(text: str) -> str:
     return text
-
-
-@pytest.fixture
-def thread(anyio_backend: tuple[str, dict[str, Any]]) -> Iterator[Thread]:
-    thread = Thread(anyio_backend)
-    yield thread
-    thread.join()
 
 
 async def happened(event: threading.Event) -> None:

@@ -77,9 +77,16 @@ def port_of(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
-def raw_client(url: str, sent: bytes = UPGRADE) -> socket.socket:
-    """A client that sends these bytes, and then nothing of its own accord."""
+def raw_client(url: str, sent: bytes = b"") -> socket.socket:
+    """A client that shakes hands, sends these bytes, and then does nothing of its own accord."""
     client = socket.create_connection(("127.0.0.1", port_of(url)), timeout=30)
+    client.sendall(UPGRADE)
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        received = client.recv(1)
+        assert received
+        answer += received
+    assert answer.startswith(b"HTTP/1.1 101 "), answer
     client.sendall(sent)
     return client
 

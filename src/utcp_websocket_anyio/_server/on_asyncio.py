@@ -1,30 +1,29 @@
 """Connections on asyncio, over `websockets`.
 
-`websockets` starts a task for each client, outside of every task group. They are tied to the server's own all the same:
-each runs in a cancel scope that the server knows, and the server ends after the last of them.
+`websockets` has a server of its own, which starts a task for each client, outside of every task group, and cannot end
+before the slowest TLS handshake does. So only its connections are used: clients are accepted here, each is served by a
+task of the server's task group, and cancelling that is all there is to ending.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable, Sequence
 from socket import socket
 from typing import Any
 
 import anyio
-from websockets.asyncio.server import Server, ServerConnection, serve
+import anyio.abc
+from websockets.asyncio.connection import Connection
+from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
+from websockets.protocol import State
+from websockets.server import ServerProtocol
 
-from .transport import (
-    BACKLOG,
-    CLOSING_TIME,
-    HANDSHAKE_TIME,
-    Carrier,
-    Disconnected,
-    Handshake,
-)
+from .transport import CLOSING_TIME, HANDSHAKE_TIME, Carrier, Disconnected, Handshake
 
 __all__ = ["loop_caller", "serve_connections"]
 
@@ -34,26 +33,61 @@ _silent = logging.Logger("utcp_websocket_anyio.server", level=logging.CRITICAL +
 _silent.disabled = True
 
 _MAX_UNREAD_PONGS = 2**20
+# The machine or the process has no room for another connection now.
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_TIME_TO_MAKE_ROOM = 0.1
 
 
 async def serve_connections(sockets: Sequence[socket], carrier: Carrier) -> None:
     """See `transport`."""
-    clients: set[_Client] = set()
-    servers: list[Server] = []
+    async with anyio.create_task_group() as tasks:
+        for listening in sockets:
+            tasks.start_soon(_accept, listening, carrier, tasks)
+        carrier.started()
 
-    def create_client(*arguments: Any, **options: Any) -> _Client:
-        return _Client(*arguments, clients=clients, **options)
 
-    async def serve_client(client: ServerConnection) -> None:
-        assert isinstance(client, _Client)
-        with anyio.CancelScope() as client.scope:
-            try:
-                await carrier.handle(_Connection(client))
-            except Exception:  # noqa: BLE001 - the others go on
-                _log.exception("a connection failed")
+def loop_caller() -> Callable[[Callable[[], object]], object]:
+    """See `transport`."""
+    return asyncio.get_running_loop().call_soon_threadsafe
 
-    def process_request(client: ServerConnection, request: Request) -> Response | None:
-        assert isinstance(client, _Client)
+
+async def _accept(listening: socket, carrier: Carrier, tasks: anyio.abc.TaskGroup) -> None:
+    while True:
+        # Not `loop.sock_accept`: cancelled at the wrong moment, that accepts a client and forgets it.
+        await anyio.wait_readable(listening)
+        try:
+            accepted, _ = listening.accept()
+        except OSError as error:
+            # Anything else: the client has gone already.
+            if error.errno in _NO_ROOM:
+                _log.warning("cannot accept a client: %s", error.strerror)
+                await anyio.sleep(_TIME_TO_MAKE_ROOM)
+        else:
+            tasks.start_soon(_serve_client, accepted, carrier)
+
+
+async def _serve_client(accepted: socket, carrier: Carrier) -> None:
+    """One client from its first byte to its end; whatever it does, the others go on."""
+    client = _Client(carrier.max_message_size)
+    accepted.setblocking(False)
+    try:
+        with anyio.move_on_after(HANDSHAKE_TIME) as scope:
+            if not await _connect(client, accepted, carrier):
+                return
+        if scope.cancelled_caught:
+            return
+        await carrier.handle(_Connection(client))
+    except Exception:  # noqa: BLE001 - the others go on
+        _log.exception("a connection failed")
+    finally:
+        client.abort()
+        accepted.close()
+
+
+async def _connect(client: _Client, accepted: socket, carrier: Carrier) -> bool:
+    """Complete TLS and the handshake; false if there is no connection then."""
+
+    def process_request(_: ServerConnection, request: Request) -> Response | None:
         client.handshake_seen = handshake = _handshake(request, client)
         refusal = carrier.admit(handshake)
         if refusal is None:
@@ -63,65 +97,15 @@ async def serve_connections(sockets: Sequence[socket], carrier: Carrier) -> None
             response.headers[name] = value
         return response
 
+    options: dict[str, Any] = {}
+    if carrier.ssl_context is not None:
+        options = {"ssl": carrier.ssl_context, "ssl_handshake_timeout": HANDSHAKE_TIME}
     try:
-        for bound in sockets:
-            server = await serve(
-                serve_client,
-                sock=bound,
-                ssl=carrier.ssl_context,
-                backlog=BACKLOG,
-                process_request=process_request,
-                create_connection=create_client,  # type: ignore[arg-type]  # called, nothing else
-                max_size=carrier.max_message_size,
-                # Frames that wait to be read. More would be more memory for a client to fill.
-                max_queue=1,
-                open_timeout=HANDSHAKE_TIME,
-                close_timeout=CLOSING_TIME,
-                # Pings are the session's.
-                ping_interval=None,
-                # A small message could become a large one.
-                compression=None,
-                server_header=None,
-                logger=_silent,
-            )
-            servers.append(server)
-        carrier.started()
-        await anyio.sleep_forever()
-    finally:
-        with anyio.CancelScope(shield=True):
-            await _end(servers, clients)
-
-
-def loop_caller() -> Callable[[Callable[[], object]], object]:
-    """See `transport`."""
-    return asyncio.get_running_loop().call_soon_threadsafe
-
-
-async def _end(servers: list[Server], clients: set[_Client]) -> None:
-    """Cancel what runs for each client, and wait for its end; drop those who take too long."""
-    for server in servers:
-        server.close(close_connections=False)
-    for client in list(clients):
-        client.end()
-    # A session takes one CLOSING_TIME to say goodbye.
-    with anyio.move_on_after(CLOSING_TIME + 1) as scope:
-        await _wait_closed(servers, clients)
-    if scope.cancelled_caught:
-        for client in list(clients):
-            client.transport.abort()
-        for server in servers:
-            # Clients in a TLS handshake are known to nobody else.
-            getattr(server.server, "abort_clients", bool)()
-        with anyio.move_on_after(1):
-            await _wait_closed(servers, clients)
-
-
-async def _wait_closed(servers: list[Server], clients: set[_Client]) -> None:
-    for server in servers:
-        await server.wait_closed()
-    # Until Python 3.12 that does not wait for the connections.
-    for client in list(clients):
-        await client.wait_closed()
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: client, accepted, **options)
+        await client.handshake(process_request, None, None)
+    except (OSError, ConnectionClosed, EOFError):
+        return False
+    return client.state is State.OPEN
 
 
 def _handshake(request: Request, client: ServerConnection) -> Handshake:
@@ -135,32 +119,42 @@ def _handshake(request: Request, client: ServerConnection) -> Handshake:
     )
 
 
+class _NoServer:
+    """What a `ServerConnection` asks of the server that it usually belongs to."""
+
+    @staticmethod
+    def is_serving() -> bool:
+        return True
+
+
 class _Client(ServerConnection):
     """A client, from the first byte on.
 
     Attributes:
         handshake_seen: What it asked for.
-        scope: Of what runs for it, once it is connected.
         received: Bytes so far.
         sending: Bytes of the messages that wait to be written.
     """
 
     handshake_seen: Handshake
-    scope: anyio.CancelScope | None = None
-    received = 0
-    sending = 0
 
-    def __init__(self, *arguments: Any, clients: set[_Client], **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._clients = clients
+    def __init__(self, max_message_size: int) -> None:
+        super().__init__(
+            # Without compression: a small message could become a large one.
+            ServerProtocol(max_size=max_message_size, logger=_silent),
+            _NoServer(),  # type: ignore[arg-type]
+            # Pings are the session's.
+            ping_interval=None,
+            close_timeout=CLOSING_TIME,
+            # Frames that wait to be read. More would be more memory for a client to fill.
+            max_queue=1,
+        )
+        self.received = 0
+        self.sending = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._clients.add(self)
-        super().connection_made(transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._clients.discard(self)
-        super().connection_lost(exc)
+        # Not that of ServerConnection, which starts a task.
+        Connection.connection_made(self, transport)
 
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
@@ -169,12 +163,11 @@ class _Client(ServerConnection):
         if self.transport.get_write_buffer_size() > self.sending + _MAX_UNREAD_PONGS:
             self.transport.abort()
 
-    def end(self) -> None:
-        """Cancel what runs for the client, or drop it if it is not connected yet."""
-        if self.scope is not None:
-            self.scope.cancel()
-        else:
-            self.transport.abort()
+    def abort(self) -> None:
+        """Drop the client, connected or not."""
+        transport = getattr(self, "transport", None)
+        if transport is not None:
+            transport.abort()
 
 
 class _Connection:
@@ -192,6 +185,9 @@ class _Connection:
         return self._client.received, self._client.transport.get_write_buffer_size()
 
     async def receive(self) -> str | bytes:
+        # `recv` gives what is there without letting anybody else run. A call that can be answered at once should be,
+        # and its answer count, before the next one is begun.
+        await asyncio.sleep(0)
         try:
             return await self._client.recv()
         except ConnectionClosed:
@@ -221,4 +217,4 @@ class _Connection:
             self.abort()
 
     def abort(self) -> None:
-        self._client.transport.abort()
+        self._client.abort()

@@ -62,13 +62,14 @@ def loop_caller() -> Callable[[Callable[[], object]], object]:
 async def _serve_client(stream: trio.abc.Stream, carrier: Carrier) -> None:
     """One client from its first byte to its end; whatever it does, the others go on."""
     counted = _CountedStream(stream)
+    reader = _ReaderNursery()
     try:
         async with trio.open_nursery() as nursery:
-            reading = await nursery.start(_keep_reading, nursery.cancel_scope)
+            nursery.start_soon(reader.run, nursery.cancel_scope)
             try:
-                await _accept(counted, reading, carrier)
+                await _accept(counted, await reader.get(), carrier)
             finally:
-                reading.cancel_scope.cancel()
+                reader.close()
         if counted.is_too_much:
             # A socket that is closed with unread bytes is reset, and the client would not learn why.
             with trio.move_on_after(CLOSING_TIME, shield=True):
@@ -77,18 +78,35 @@ async def _serve_client(stream: trio.abc.Stream, carrier: Carrier) -> None:
         await trio.aclose_forcefully(stream)
 
 
-async def _keep_reading(  # noqa: ASYNC114 - only ever started in a nursery of its own
-    client: trio.CancelScope, *, task_status: trio.TaskStatus[trio.Nursery]
-) -> None:
-    """A nursery for trio-websocket's reader."""
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.cancel_scope.shield = True
-            task_status.started(nursery)
-            await trio.sleep_forever()
-    except Exception as error:  # noqa: BLE001 - some clients make it raise; that is the end of their connection only
-        _log.debug("lost a client: %s", type(error).__name__)
-    client.cancel()
+class _ReaderNursery:
+    """A nursery for trio-websocket's reader, which outlives everything else about a client.
+
+    It is not opened with `start`: while that is being cancelled, it would wait for this.
+    """
+
+    def __init__(self) -> None:
+        self._scope = trio.CancelScope(shield=True)
+        self._opened = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, client: trio.CancelScope) -> None:
+        """Keep it open until it is closed. If the reader fails, so does everything else about the client."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as self._nursery:
+                    self._opened.set()
+                    await trio.sleep_forever()
+        except Exception as error:  # noqa: BLE001 - some clients make it raise; that ends their connection only
+            _log.debug("lost a client: %s", type(error).__name__)
+        client.cancel()
+
+    async def get(self) -> trio.Nursery:
+        await self._opened.wait()
+        assert self._nursery is not None
+        return self._nursery
+
+    def close(self) -> None:
+        self._scope.cancel()
 
 
 async def _accept(stream: _CountedStream, reading: trio.Nursery, carrier: Carrier) -> None:

@@ -131,9 +131,8 @@ def _referred(reference: Any, definitions: Mapping[str, Any]) -> tuple[str, Any]
 
 
 def _is_mapping(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(one, str) and one.startswith(_REFERENCE) for one in value.values()
-    )
+    """True for the `mapping` of a discriminator, and not for a schema of that name."""
+    return isinstance(value, dict) and all(str(one).startswith(_REFERENCE) for one in value.values())
 
 
 def _json(schema: dict[str, Any]) -> dict[str, Any]:

@@ -88,7 +88,9 @@ class Connection(Protocol):
         """Differs from what it was before if bytes have come or gone since."""
 
     async def receive(self) -> str | bytes:
-        """The next message. One that is longer than the limit closes the connection with 1009.
+        """The next message. Lets others run first, also if it is there already.
+
+        One that is longer than the limit closes the connection with 1009.
 
         Raises:
             Disconnected: There will be none.
