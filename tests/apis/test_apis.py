@@ -70,7 +70,8 @@ async def test_every_case_of_an_api_is_done_by_its_manual_alone(
                     title = f"{operation['name']}: {case['name']}"
                     if chosen in title:
                         wrong[title] = await driver.run({"op": operation["name"], **case})
-    assert {title: reasons for title, reasons in wrong.items() if reasons} == {}
+    faults = [f"{title}: {reason}" for title, reasons in wrong.items() for reason in reasons]
+    assert not faults, "\n".join(["", *faults])
 
 
 def manual_for(name: str, wanted: Mapping[str, Any], peer: Running, way: Way) -> dict[str, Any]:

@@ -1,15 +1,21 @@
-"""The manuals of real servers: each is valid, and its tools can be prepared; `nox -s endpoints` calls them."""
+"""The manuals of servers and APIs: each is valid, and so are its tools.
+
+`nox -s endpoints` and `nox -s apis` call them.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from utcp_websocket_anyio import WebSocketCallTemplate, WebSocketCallTemplateSerializer
 
-MANUALS = sorted((Path(__file__).parents[2] / "examples" / "endpoints").glob("*.json"))
+EXAMPLES = Path(__file__).parents[2] / "examples"
+FOLDERS = ["apis", "endpoints"]
+MANUALS = [path for folder in FOLDERS for path in sorted((EXAMPLES / folder).glob("*.json"))]
 
 
 @pytest.mark.parametrize("path", MANUALS, ids=lambda path: path.stem)
@@ -27,8 +33,13 @@ def test_a_manual_is_valid_and_so_are_its_tools(path: Path) -> None:
             )
 
 
-def test_there_is_one_for_each_server_that_the_readme_names() -> None:
-    readme = (MANUALS[0].parent / "README.md").read_text(encoding="utf-8")
-    assert len(MANUALS) == 7
-    for path in MANUALS:
-        assert path.name in readme
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_readme_of_a_folder_names_each_of_its_manuals(folder: str) -> None:
+    readme = (EXAMPLES / folder / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+\.json)`", readme))
+    assert named == {path.name for path in (EXAMPLES / folder).glob("*.json")}
+
+
+def test_each_manual_of_an_api_is_driven() -> None:
+    cases = {path.name for path in (Path(__file__).parents[1] / "apis" / "ops").glob("*.json")}
+    assert cases == {path.name for path in (EXAMPLES / "apis").glob("*.json")}
