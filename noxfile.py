@@ -110,6 +110,31 @@ def endpoints(session: nox.Session) -> None:
     session.run("python", "-X", "dev", "-W", "error", "-m", "pytest", *options, "tests/endpoints", *session.posargs)
 
 
+# Each in an environment of its own: some pin what others need newer.
+FRAMEWORKS = {
+    "agent": ["utcp-agent"],
+    "code_mode": ["code-mode"],
+    "fastapi": ["fastapi", "httpx", "uvicorn"],
+    "langchain": ["langchain-utcp-adapters", "langgraph"],
+    "mcp": ["mcp"],
+    "notebook": ["ipykernel", "jupyter-client"],
+    "pydantic_ai": ["pydantic-ai-utcp"],
+    "strands": ["strands-utcp"],
+}
+
+
+@nox.session
+@nox.parametrize("framework", list(FRAMEWORKS))
+def frameworks(session: nox.Session, framework: str) -> None:
+    """What uses UTCP, with this plugin; such as ``nox -s "frameworks(framework='mcp')"``."""
+    session.install(".", "hypothesis", "pytest", "pytest-timeout", *FRAMEWORKS[framework])
+    # Their own warnings are not ours to mend.
+    options = ["-o", "filterwarnings=default", "-p", "no:cacheprovider"]
+    session.run(
+        "python", "-X", "dev", "-m", "pytest", *options, f"tests/frameworks/test_{framework}.py", *session.posargs
+    )
+
+
 @nox.session
 def proxies(session: nox.Session) -> None:
     """Calls through tinyproxy, squid and microsocks, which are installed here; what cannot be is skipped."""

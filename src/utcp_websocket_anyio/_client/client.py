@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -44,6 +45,7 @@ from .config import Config, load_config
 from .plugin_protocols import PluginProtocolAdapter
 from .repository import AnyioToolRepository
 from .template_cache import ResolvedTemplates
+from .variables import Variables, resolve_configured
 
 __all__ = ["AnyioUtcpClient", "open_client"]
 
@@ -103,7 +105,8 @@ class AnyioUtcpClient(UtcpClientImplementation):
 
     def __init__(self, config: UtcpClientConfig, variable_substitutor: VariableSubstitutor, root_dir: str) -> None:
         super().__init__(config, variable_substitutor, root_dir)
-        self._resolved = ResolvedTemplates()
+        self._variables = Variables()
+        self._resolved = ResolvedTemplates(self._variables)
         self._closed = False
 
     def __repr__(self) -> str:
@@ -170,9 +173,7 @@ class AnyioUtcpClient(UtcpClientImplementation):
 
     async def _set_up(self, registered: list[str]) -> None:
         """Resolve the configuration's own variables and register its manuals, noting those that are."""
-        if self.config.variables:
-            others = self.config.model_copy(update={"variables": None})
-            self.config.variables = self.variable_substitutor.substitute(self.config.variables, others)
+        resolve_configured(self.config, self.variable_substitutor)
         for result in await self._register_each(self.config.manual_call_templates, registered):
             if isinstance(result, BaseException):
                 raise result
@@ -231,6 +232,33 @@ class AnyioUtcpClient(UtcpClientImplementation):
         """Remove a manual, its tools and, for WebSockets, its connections; False if there is none of that name."""
         self._resolved.forget(manual_name)
         return await super().deregister_manual(manual_name)
+
+    async def get_required_variables_for_manual_and_tools(self, manual_call_template: CallTemplate) -> list[str]:
+        """The variables that a manual's call template needs; if it needs none, those of its tools, which it fetches."""
+        if type(self.variable_substitutor) is not DefaultVariableSubstitutor:
+            return await super().get_required_variables_for_manual_and_tools(manual_call_template)
+        manual_call_template.name = name = re.sub(r"[^\w]", "_", manual_call_template.name)
+        needed = self._needed(manual_call_template, name)
+        if needed:
+            return needed
+        protocol = self._protocol_for(manual_call_template.call_template_type)
+        result = await protocol.register_manual(self, manual_call_template)
+        return [variable for tool in result.manual.tools for variable in self._needed(tool.tool_call_template, name)]
+
+    def _needed(self, template: CallTemplate, namespace: str) -> list[str]:
+        """The variables of a call template, by the names under which they are looked up."""
+        names = [f"${{{name}}}" for name in self._variables.names(template)]
+        return self.variable_substitutor.find_required_variables(names, namespace)
+
+    def _substitute_call_template_variables(
+        self, call_template: CallTemplate, namespace: str | None = None
+    ) -> CallTemplate:
+        substitutor = self.variable_substitutor
+        if type(substitutor) is not DefaultVariableSubstitutor:
+            return super()._substitute_call_template_variables(call_template, namespace)
+        names = self._variables.names(call_template)
+        values = self._variables.values(names, substitutor, self.config, namespace)
+        return self._variables.put_in(call_template, values)
 
     def _protocol_for(self, call_template_type: str) -> CommunicationProtocol:
         return _surrounded(super()._protocol_for(call_template_type), call_template_type)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,8 @@ from utcp.data.tool import Tool
 from utcp.data.utcp_client_config import UtcpClientConfig
 from utcp.implementations.default_variable_substitutor import DefaultVariableSubstitutor
 from utcp.interfaces.variable_substitutor import VariableSubstitutor
+
+from .variables import Variables
 
 __all__ = ["ResolvedTemplates"]
 
@@ -22,15 +23,15 @@ class _Resolved:
 
     Attributes:
         tool: The stored tool that it is of; after a change another object is stored.
-        variable: The part of its JSON form that variables can change; None: no part.
-        resolved: What the substitutor made of that part when `template` was built.
+        names: The variables in it; None with a substitutor of which it is not known what a variable looks like.
+        values: What the substitutor made of them, or of the whole template, when `template` was built.
         fields: What was in `template` then, in case a protocol or a post-processor writes into it.
     """
 
     tool: Tool
     substitutor: VariableSubstitutor
-    variable: Any
-    resolved: Any
+    names: list[str] | None
+    values: Any
     template: CallTemplate
     fields: dict[str, Any]
 
@@ -40,9 +41,13 @@ class ResolvedTemplates:
 
     Variables are looked up through the client's substitutor at each call, so a changed one counts at once; only
     the template is not built anew while they give the same.
+
+    Several threads may ask at once: an entry is only ever replaced as a whole, and two that build the same one build
+    equal ones.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, variables: Variables) -> None:
+        self._variables = variables
         self._by_tool: dict[str, _Resolved] = {}
 
     def resolve(
@@ -61,50 +66,38 @@ class ResolvedTemplates:
         """
         known = self._by_tool.get(tool_name)
         if known is not None and known.tool is tool and known.substitutor is substitutor:
-            unchanged = known.variable is None or known.resolved == substitutor.substitute(
-                known.variable, config, _namespace(tool_name)
-            )
-            if unchanged and known.template.__dict__ == known.fields:
+            values = known.values if known.names == [] else self._values(known, config, _namespace(tool_name))
+            if known.values == values and known.template.__dict__ == known.fields:
                 return known.template
-        known = self._by_tool[tool_name] = _resolved(tool_name, tool, substitutor, config)
+        known = self._by_tool[tool_name] = self._resolved(tool_name, tool, substitutor, config)
         return known.template
 
     def forget(self, manual_name: str) -> None:
         """Drop what is kept of a manual's tools."""
-        for tool_name in [name for name in self._by_tool if _namespace(name) == manual_name]:
-            del self._by_tool[tool_name]
+        for tool_name in [name for name in list(self._by_tool) if _namespace(name) == manual_name]:
+            self._by_tool.pop(tool_name, None)
 
+    def _values(self, known: _Resolved, config: UtcpClientConfig, namespace: str) -> Any:
+        if known.names is None:
+            values = CallTemplateSerializer().to_dict(known.tool.tool_call_template)
+            return known.substitutor.substitute(values, config, namespace)
+        return self._variables.values(known.names, known.substitutor, config, namespace)
 
-def _resolved(tool_name: str, tool: Tool, substitutor: VariableSubstitutor, config: UtcpClientConfig) -> _Resolved:
-    serializer = CallTemplateSerializer()
-    namespace = _namespace(tool_name)
-    values = serializer.to_dict(tool.tool_call_template)
-    # The whole goes first: with a variable missing, or a bad namespace, it fails as it does in core.
-    template = serializer.validate_dict(substitutor.substitute(values, config, namespace))
-    # Only of core's own substitutor is it known what a variable looks like.
-    variable = list(_with_variables(values)) or None if type(substitutor) is DefaultVariableSubstitutor else values
-    return _Resolved(
-        tool=tool,
-        substitutor=substitutor,
-        variable=variable,
-        resolved=None if variable is None else substitutor.substitute(variable, config, namespace),
-        template=template,
-        fields=copy.deepcopy(template.__dict__),
-    )
+    def _resolved(
+        self, tool_name: str, tool: Tool, substitutor: VariableSubstitutor, config: UtcpClientConfig
+    ) -> _Resolved:
+        own = type(substitutor) is DefaultVariableSubstitutor
+        names = self._variables.names(tool.tool_call_template) if own else None
+        known = _Resolved(tool, substitutor, names, None, tool.tool_call_template, {})
+        known.values = self._values(known, config, _namespace(tool_name))
+        if names is None:
+            known.template = CallTemplateSerializer().validate_dict(known.values)
+        else:
+            # Also without variables: what is stored is not given away.
+            known.template = self._variables.put_in(tool.tool_call_template, known.values)
+        known.fields = copy.deepcopy(known.template.__dict__)
+        return known
 
 
 def _namespace(tool_name: str) -> str:
     return tool_name.split(".", 1)[0]
-
-
-def _with_variables(value: Any) -> Iterator[str]:
-    """The strings in which core's substitutor looks for variables, in the order in which it does."""
-    if isinstance(value, str):
-        if "$" in value:
-            yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _with_variables(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _with_variables(item)
