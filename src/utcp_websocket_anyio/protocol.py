@@ -291,7 +291,15 @@ class _Opening:
     def __call__(self, task_group: TaskGroup) -> Runtime:
         counters = Counters()
         connector = Connector(self.network, counters, self._tokens)
-        return Runtime(Pool(task_group, connector.connect, counters), counters)
+        return Runtime(
+            Pool(
+                task_group,
+                connector.connect,
+                counters,
+                max_idle_connections=self.network.settings.max_idle_connections,
+            ),
+            counters,
+        )
 
 
 def _websocket(template: CallTemplate) -> WebSocketCallTemplate:

@@ -570,10 +570,24 @@ async def test_a_refusal_is_an_auth_error_that_shows_none_of_the_servers_words(
 
 
 async def test_a_token_endpoint_in_trouble_is_asked_again_as_any_server_is() -> None:
-    endpoint, issuer = Endpoint(), Refusing((503, SECRET), (500, SECRET))
+    endpoint, issuer = Endpoint(), Refusing((503, SECRET), (429, SECRET))
     async with entered() as protocol, peer(endpoint) as url, serve_http(issuer) as server:
         await call(protocol, template(url, oauth2(server), reconnect_attempts=2))
     assert endpoint.sent("Authorization") == ["Bearer token-3"]
+
+
+async def test_a_token_endpoint_says_how_long_to_wait_and_one_that_failed_is_not_asked_again() -> None:
+    async def busy(connection: HttpPeer) -> None:
+        await connection.answer({}, 429, [("Retry-After", "7")])
+
+    async with serve_http(busy) as server:
+        with pytest.raises(WebSocketConnectionError) as caught:
+            await token_of(TokenCache(), oauth2(server))
+    assert (caught.value.status, caught.value.transient, caught.value.retry_after) == (429, True, 7.0)
+    async with serve_http(Refusing((500, SECRET))) as server:
+        with pytest.raises(WebSocketConnectionError) as failed:
+            await token_of(TokenCache(), oauth2(server))
+    assert (failed.value.status, failed.value.transient, failed.value.retry_after) == (500, False, None)
 
 
 async def test_a_token_endpoint_in_lasting_trouble_is_a_connection_error() -> None:

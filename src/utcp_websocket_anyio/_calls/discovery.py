@@ -13,7 +13,7 @@ from utcp.data.tool import Tool
 from utcp.data.utcp_manual import UtcpManual
 from utcp.interfaces.serializer import Serializer
 
-from .._net.http import request
+from .._net.http import may_come_right, request
 from .._net.security import check_http_url, check_manual_origin, display_url
 from .._net.transport import Network
 from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer, declare_tool_inputs
@@ -70,7 +70,7 @@ async def _fetch(url: str, seconds: float, network: Network) -> Any:
                 f"the discovery request was answered with status {status}{'' if reason is None else f': {reason}'}",
                 endpoint=endpoint,
                 status=status,
-                transient=status >= 500,
+                transient=may_come_right(status),
             )
         return answer.json()
     raise WebSocketTimeoutError(f"no manual within {seconds:g} s", phase="response", endpoint=endpoint)

@@ -37,7 +37,7 @@ from utcp.data.auth import Auth
 from utcp.data.auth_implementations import ApiKeyAuth, BasicAuth, OAuth2Auth
 
 from ..errors import WebSocketAuthError, WebSocketConnectionError, WebSocketError, WebSocketSecurityError
-from .http import request
+from .http import may_come_right, request, seconds_to_wait
 from .security import check_header, display_url, is_text
 from .transport import Network
 from .wakeup import Wakeup, current_loop
@@ -237,7 +237,7 @@ class TokenCache:
 
         Raises:
             WebSocketAuthError: The token endpoint refuses the credentials, or gives no usable token.
-            WebSocketConnectionError: It could not be asked, redirected, or failed (5xx).
+            WebSocketConnectionError: It could not be asked, redirected, is busy (429), or failed (5xx).
             WebSocketProtocolError: Its answer is too long, or not encoded as it says.
             WebSocketSecurityError: It is not at an address that may be asked.
         """
@@ -345,9 +345,13 @@ async def _fetch_token(auth: OAuth2Auth, network: Network, endpoint: str) -> tup
         answer = await ask(form=form, headers=(("Authorization", f"Basic {basic}"),))
     where = f"the token endpoint {display_url(auth.token_url)}"
     status, content = answer.status, answer.json()
-    if status >= 500:
+    if status >= 500 or may_come_right(status):
         raise WebSocketConnectionError(
-            f"{where} answered with status {status}", endpoint=endpoint, status=status, transient=True
+            f"{where} answered with status {status}",
+            endpoint=endpoint,
+            status=status,
+            transient=may_come_right(status),
+            retry_after=seconds_to_wait(answer.header("retry-after")),
         )
     if status != 200:
         reason = ", ".join(filter(None, (f"status {status}", _refusal(content))))

@@ -12,8 +12,10 @@ server's own word on why it refused.
 
 from __future__ import annotations
 
+import email.utils
 import json as json_module
 import logging
+import time
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -28,7 +30,7 @@ from .transport import Network, connection_failure, open_socket
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Answer", "reason_of", "request"]
+__all__ = ["Answer", "may_come_right", "reason_of", "request", "seconds_to_wait"]
 
 _log = logging.getLogger(__name__)
 
@@ -146,6 +148,23 @@ async def request(
         opened.socket.close()
     # Raised here, nothing of the libraries is behind it: their errors hold the request.
     raise failure
+
+
+def may_come_right(status: int) -> bool:
+    """True if a server that answered with this status may answer otherwise soon."""
+    return status in (429, 502, 503, 504)
+
+
+def seconds_to_wait(retry_after: str | None) -> float | None:
+    """What a ``Retry-After`` says (RFC 9110, section 10.2.3): a number of seconds, or a date."""
+    if retry_after is None:
+        return None
+    if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < 10:
+        return float(retry_after)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def reason_of(body: bytes | str) -> str | None:

@@ -21,7 +21,7 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel
 
-from ..errors import WebSocketSecurityError
+from ..errors import WebSocketSecurityError, mapped
 from .hosts import is_literal_loopback, is_local, loose_host, plain_host
 from .settings import is_trusted_host
 
@@ -221,16 +221,20 @@ def is_text(value: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def check_handshake(headers: Iterable[tuple[str, str]], subprotocols: Iterable[str]) -> None:
+def check_handshake(headers: Iterable[tuple[str, str]], subprotocols: Iterable[str], endpoint: str) -> None:
     """All that a call template, its arguments, credentials and captures put into a handshake, besides the URL.
+
+    Args:
+        endpoint: As errors show it.
 
     Raises:
         WebSocketSecurityError: Something of it could change the handshake; no value is shown.
     """
-    for name, value in headers:
-        check_header(name, value)
-    for subprotocol in subprotocols:
-        check_subprotocol(subprotocol)
+    with mapped(lambda reason: WebSocketSecurityError(reason, endpoint=endpoint), WebSocketSecurityError):
+        for name, value in headers:
+            check_header(name, value)
+        for subprotocol in subprotocols:
+            check_subprotocol(subprotocol)
 
 
 def check_subprotocol(subprotocol: str, where: str = "protocol") -> None:

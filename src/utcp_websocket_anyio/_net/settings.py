@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
+from ..errors import mapped
 from .hosts import HostList, is_local, plain_host
 from .proxies import ENVIRONMENT, Proxy
 
@@ -205,13 +206,9 @@ def _checked_names(value: Any) -> tuple[str, ...]:
     names = tuple(value)
     if not all(isinstance(name, str) for name in names):
         raise ValueError("trusted_hosts: must be a list of host names, addresses and networks")
-    try:
+    with mapped(lambda reason: ValueError(f"trusted_hosts: {reason}"), ValueError):
         HostList.of(names)
-    except ValueError as error:
-        reason = str(error)
-    else:
-        return names
-    raise ValueError(f"trusted_hosts: {reason}")
+    return names
 
 
 def _checked_sockets(value: Any) -> dict[str, str]:

@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import WebSocketConnectionError, WebSocketSecurityError
+from ..errors import WebSocketConnectionError, WebSocketSecurityError, mapped
 from .hosts import is_literal_loopback, is_local, plain_host
 from .proxies import ENVIRONMENT, Proxy, proxy_of_environment
 from .resolver import resolve
@@ -134,13 +134,9 @@ class Network:
             return Route(address)
         if settings.proxy != ENVIRONMENT:
             return Route(address, proxy=settings.parsed_proxy)
-        try:
+        with mapped(lambda reason: WebSocketConnectionError(reason, endpoint=endpoint), ValueError):
             proxy = proxy_of_environment(f"{scheme}s" if address.secure else scheme, host, address.port)
-        except ValueError as error:
-            reason = str(error)
-        else:
-            return Route(address, proxy=proxy)
-        raise WebSocketConnectionError(reason, endpoint=endpoint)
+        return Route(address, proxy=proxy)
 
     def _context(self, index: int) -> ssl.SSLContext:
         if self._ssl_context is not None:

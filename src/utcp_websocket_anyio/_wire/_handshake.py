@@ -9,11 +9,9 @@ because it often says why; but it may never come, and so whoever drives the hand
 from __future__ import annotations
 
 import base64
-import email.utils
 import os
 import platform
 import re
-import time
 import urllib.parse
 from http import HTTPStatus
 from typing import Final
@@ -23,7 +21,7 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 from websockets.headers import build_extension, parse_extension
 from websockets.utils import accept_key
 
-from .._net.http import reason_of
+from .._net.http import may_come_right, reason_of, seconds_to_wait
 from .._net.security import split_address
 from .._version import __version__
 from ..errors import WebSocketAuthError, WebSocketConnectionError, WebSocketError, WebSocketProtocolError
@@ -40,7 +38,6 @@ _LONGEST_BODY = 4096
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([0-9]{3})(?: .*)?")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
-_TRANSIENT = (429, 502, 503, 504)
 _USER_AGENT = f"utcp-websocket-anyio/{__version__} Python/{platform.python_version()}"
 
 
@@ -211,7 +208,7 @@ class _Refusal:
     def __init__(self, status: int, fields: dict[str, list[str]]) -> None:
         self.body = bytearray()
         self._status = status
-        self._retry_after = _seconds(fields.get("retry-after", [""])[0])
+        self._retry_after = seconds_to_wait(fields.get("retry-after", [None])[0])
         kind = fields.get("content-type", [""])[0].partition(";")[0].strip().lower()
         self._is_readable = (
             (kind in ("", "text/plain", "application/json") or kind.endswith("+json"))
@@ -248,7 +245,7 @@ class _Refusal:
             text,
             endpoint=endpoint,
             status=status,
-            transient=status in _TRANSIENT,
+            transient=may_come_right(status),
             retry_after=self._retry_after,
         )
 
@@ -281,16 +278,6 @@ def _unchunked(data: bytes | bytearray) -> tuple[bytes, bool]:
         content += data[end + 2 : end + 2 + size]
         position = end + 2 + size + 2
     return content, False
-
-
-def _seconds(retry_after: str) -> float | None:
-    """What a `Retry-After` says: seconds, or a date."""
-    if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < 10:
-        return float(retry_after)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, OverflowError, OSError):
-        return None
 
 
 def _fields(lines: list[bytes]) -> dict[str, list[str]] | None:

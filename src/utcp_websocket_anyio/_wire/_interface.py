@@ -51,7 +51,7 @@ class Target:
     network: Network = field(default_factory=Network)
 
     def __post_init__(self) -> None:
-        check_handshake(self.headers, self.subprotocols)
+        check_handshake(self.headers, self.subprotocols, self.endpoint)
 
     def __repr__(self) -> str:
         return f"<Target {self.endpoint}>"

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from .._net.settings import NetworkSettings, configure, current_settings
+from ..errors import mapped
 from .failures import Failure
 
 __all__ = ["network_options", "reached_through", "trust_option"]
@@ -76,17 +77,15 @@ def reached_through(options: dict[str, Any], expand: Callable[[str, str], str]) 
         given["proxy"] = expand(proxy, "--proxy")
     if "client_cert" in given and _PASSWORD in os.environ:
         given["client_key_password"] = os.environ[_PASSWORD]
-    try:
+    with mapped(_with_option_names, ValueError):
         settings = NetworkSettings(**given)
-    except ValueError as error:
-        reason = str(error)
-    else:
-        reason = ""
-    if reason:
-        raise Failure(re.sub("|".join(_OPTIONS), lambda member: _OPTIONS[member[0]], reason))
     before = current_settings()
     configure(settings)
     try:
         yield
     finally:
         configure(before)
+
+
+def _with_option_names(reason: str) -> Failure:
+    return Failure(re.sub("|".join(_OPTIONS), lambda member: _OPTIONS[member[0]], reason))
