@@ -269,10 +269,30 @@ async def test_serving_beyond_loopback_without_a_token_is_warned_of(
     assert caplog.messages == []
     url = await thread.serve(greeter(), "0.0.0.0")
     assert caplog.messages == [
-        "server greeter can be called by everybody who reaches 0.0.0.0; a token would keep others out"
+        "server greeter has no token, and can be called by everybody who can reach 0.0.0.0; no page in a browser"
     ]
     async with entered() as protocol:
         assert set(await discovered(protocol, url)) == {"greet", "count"}
+
+
+@pytest.mark.parametrize(
+    ("host", "options", "audience"),
+    [
+        ("127.0.0.1", {}, "programs on this machine; no page in a browser"),
+        ("localhost", {"token": TOKEN}, "programs on this machine that know the token; no page in a browser"),
+        (
+            "0.0.0.0",
+            {"token": TOKEN, "origins": ["http://b.example", "http://a.example"]},
+            "everybody who can reach 0.0.0.0 and knows the token; pages of http://a.example, http://b.example",
+        ),
+    ],
+)
+async def test_a_server_says_who_can_call_it(thread: Thread, host: str, options: dict[str, Any], audience: str) -> None:
+    server = greeter(**options)
+    with pytest.raises(RuntimeError, match="not serving"):
+        _ = server.audience
+    await thread.serve(server, host)
+    assert server.audience == audience
 
 
 async def test_no_log_record_holds_the_token(thread: Thread, caplog: pytest.LogCaptureFixture) -> None:

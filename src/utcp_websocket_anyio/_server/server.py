@@ -115,6 +115,7 @@ class ToolServer:
         )
         self._ssl_context = ssl_context
         self._url: str | None = None
+        self._addresses: list[str] = []
 
     def __repr__(self) -> str:
         return f"<ToolServer {self.name!r}, {len(self._tools)} tools, {self._url or 'not serving'}>"
@@ -131,6 +132,24 @@ class ToolServer:
                 "the server is not serving; start it with: await task_group.start(server.serve, host, port)"
             )
         return self._url
+
+    @property
+    def audience(self) -> str:
+        """Who can call the tools, in words, once it is serving.
+
+        Raises:
+            RuntimeError: It is not.
+        """
+        if not self._addresses:
+            raise RuntimeError("the server is not serving")
+        has_token = self._admission.has_token
+        if all(map(is_loopback, self._addresses)):
+            programs = f"programs on this machine{' that know the token' if has_token else ''}"
+        else:
+            reached = ", ".join(self._addresses)
+            programs = f"everybody who can reach {reached}{' and knows the token' if has_token else ''}"
+        origins = ", ".join(sorted(self._admission.origins))
+        return f"{programs}; {f'pages of {origins}' if origins else 'no page in a browser'}"
 
     @overload
     def tool(self, function: Function) -> Function: ...
@@ -196,13 +215,9 @@ class ToolServer:
         seam = import_module(f".on_{library}", __package__)
         sockets = await open_sockets(host, port)
         try:
-            addresses = [bound.getsockname()[0] for bound in sockets]
-            if not self._admission.has_token and not all(map(is_loopback, addresses)):
-                _log.warning(
-                    "server %s can be called by everybody who reaches %s; a token would keep others out",
-                    self.name,
-                    ", ".join(addresses),
-                )
+            self._addresses = [bound.getsockname()[0] for bound in sockets]
+            if not self._admission.has_token and not all(map(is_loopback, self._addresses)):
+                _log.warning("server %s has no token, and can be called by %s", self.name, self.audience)
             self._url = f"{self._scheme}://{_shown(host)}:{sockets[0].getsockname()[1]}"
             service = self._service(workers=Workers(seam.loop_caller()))
             carrier = Carrier(
@@ -215,6 +230,7 @@ class ToolServer:
             await seam.serve_connections(sockets, carrier)
         finally:
             self._url = None
+            self._addresses = []
             for bound in sockets:
                 bound.close()
 

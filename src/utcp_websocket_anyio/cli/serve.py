@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import json
 import ssl
 import sys
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -18,44 +18,94 @@ import click
 
 from .._server.server import ToolServer
 from .command import Command
-from .failures import Failure, as_failures
-from .output import console
+from .failures import Failure
+from .options import as_json_option, backend_option
+from .output import echo, json_text, note
 from .running import run
 
-__all__ = ["serve", "server_of"]
+__all__ = ["Published", "publish", "serve"]
 
 
-@click.command(cls=Command, examples=("utcp-ws serve tools.py", "utcp-ws serve package.tools --port 9000"))
+@click.command(
+    cls=Command,
+    examples=(
+        "utcp-ws serve tools.py",
+        "utcp-ws serve package.tools --port 9000 --origin http://localhost:3000",
+        "utcp-ws serve tools.py --host 0.0.0.0 --token TOKEN --allow-host tools.lan",
+    ),
+)
 @click.argument("module", metavar="MODULE")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any free one.")
+@click.option(
+    "--token",
+    envvar="UTCP_WS_TOKEN",
+    metavar="TOKEN",
+    help="Serve only clients that send it, as 'Authorization: Bearer TOKEN' or '?token=TOKEN'. "
+    "Better set in the environment, as UTCP_WS_TOKEN: other users see command lines.",
+)
+@click.option(
+    "--origin",
+    "origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Let pages of this origin connect, such as http://localhost:3000. May be repeated.",
+)
+@click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="A further name or address under which clients reach the server. May be repeated.",
+)
 @click.option("--certificate", type=click.Path(path_type=Path), help="A PEM file, to serve wss://.")
 @click.option("--key", type=click.Path(path_type=Path), help="Its private key, if not in the same file.")
-@click.option("--json", "as_json", is_flag=True, help="Write where the tools are as JSON; errors too, on stderr.")
-def serve(module: str, *, host: str, port: int, certificate: Path | None, key: Path | None, as_json: bool) -> None:
+@backend_option
+@as_json_option
+def serve(
+    module: str,
+    *,
+    host: str,
+    port: int,
+    token: str | None,
+    origins: tuple[str, ...],
+    hosts: tuple[str, ...],
+    certificate: Path | None,
+    key: Path | None,
+    backend: str,
+    as_json: bool,
+) -> None:
     """Publish the functions of a Python module as tools, until Ctrl-C.
 
-    MODULE is a file (tools.py) or a name (package.tools). Every public function that is defined in it becomes a tool,
-    its schema made of the type hints. A module that has a ToolServer is served as that says.
+    MODULE is a file (tools.py) or a name (package.tools). Every public function that it defines becomes a tool, its
+    schema made of the type hints; if it has __all__, every function that is listed there. A module that has a
+    ToolServer is served as that says.
 
-    It runs on trio: async functions are trio's, plain ones run in threads.
+    Async functions run in the event loop that --backend chooses, plain ones in threads. Generators are streams.
     """
-    with as_failures(as_json=as_json):
-        server = server_of(module, _tls(certificate, key))
-        run(partial(_serve, server, host, port, as_json), backend="trio")
+    options = {"token": token, "origins": origins, "hosts": hosts, "ssl_context": _tls(certificate, key)}
+    published = publish(module, {name: value for name, value in options.items() if value not in (None, ())})
+    run(partial(_serve, published, host, port, as_json), backend=backend)
 
 
-async def _serve(server: ToolServer, host: str, port: int, as_json: bool) -> None:
+@dataclass(frozen=True)
+class Published:
+    """A server of a module's functions.
+
+    Attributes:
+        left_out: The functions that cannot be tools, and why.
+    """
+
+    server: ToolServer
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+async def _serve(published: Published, host: str, port: int, as_json: bool) -> None:
     failure: BaseException | None = None
     async with anyio.create_task_group() as task_group:
         try:
-            await task_group.start(server.serve, host, port)
-            names = [tool["name"] for tool in server.manual()["tools"]]
-            if as_json:
-                click.echo(json.dumps({"url": server.url, "tools": names}))
-            else:
-                click.echo(server.url)
-                console(err=True).print(f"tools: {', '.join(names)}; Ctrl-C ends it", style="dim", markup=False)
+            await task_group.start(published.server.serve, host, port)
+            _announce(published, as_json=as_json)
             await anyio.sleep_forever()
         except OSError as error:
             # Raised inside the task group it would come out as an exception group.
@@ -63,6 +113,27 @@ async def _serve(server: ToolServer, host: str, port: int, as_json: bool) -> Non
             task_group.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+def _announce(published: Published, *, as_json: bool) -> None:
+    """Say what is served, to whom, and what is not."""
+    server = published.server
+    tools = server.manual()["tools"]
+    if as_json:
+        names = [tool["name"] for tool in tools]
+        said = {"url": server.url, "tools": names, "audience": server.audience, "left_out": published.left_out}
+        echo(json_text(said))
+        return
+    echo(server.url)
+    for tool in tools:
+        parameters = ", ".join(tool["inputs"].get("properties", {}))
+        summary = tool["description"].partition("\n")[0]
+        note(f"  {tool['name']}({parameters}){f': {summary}' if summary else ''}")
+    for name, reason in published.left_out.items():
+        echo(f"  {name} is left out: {reason}", err=True, style={"fg": "yellow"})
+    if "everybody" in server.audience and "token" not in server.audience:
+        echo("There is no token: --token would keep others out.", err=True, style={"fg": "yellow"})
+    note(f"for {server.audience}; Ctrl-C ends it")
 
 
 def _load(name: str) -> ModuleType:
@@ -101,41 +172,65 @@ def _place(error: BaseException) -> str:
     return place
 
 
-def server_of(name: str, context: ssl.SSLContext | None) -> ToolServer:
+def publish(name: str, options: dict[str, Any]) -> Published:
     """The server of a module, by its file or name: the one that is in it, or one of its functions.
 
+    Args:
+        options: Those of a new `ToolServer`.
+
     Raises:
-        Failure: The module cannot be imported, or has nothing to serve.
+        Failure: The module cannot be imported, or has nothing to serve, or a server of its own and options are given.
     """
     module = _load(name)
-    servers = [value for value in vars(module).values() if isinstance(value, ToolServer)]
-    if servers:
-        if context is not None:
-            raise Failure("the module's ToolServer has an ssl_context of its own; give the certificate there")
-        return servers[0]
-    server = ToolServer(module.__name__, ssl_context=context)
+    own = _own_server(module)
+    if own is not None:
+        if options:
+            given = ", ".join(sorted(options))
+            raise Failure(f"the module has a ToolServer of its own; give {given} there")
+        return Published(own)
+    try:
+        server = ToolServer(module.__name__, **options)
+    except ValueError as error:
+        raise Failure(str(error)) from None
     functions = _functions(module)
     if not functions:
         raise Failure(f"{module.__name__} defines no public function")
+    left_out = {}
     for tool, function in functions.items():
         try:
             server.tool(name=tool)(function)
         except Exception as error:  # noqa: BLE001 - type hints can be anything, too
-            fault = f"the function {tool} cannot be a tool: {error}"
-        else:
-            continue
-        raise Failure(fault)
-    return server
+            left_out[tool] = str(error).removeprefix(f"{tool}: ") or type(error).__name__
+    if len(left_out) == len(functions):
+        faults = "; ".join(f"the function {tool} cannot be a tool: {reason}" for tool, reason in left_out.items())
+        raise Failure(faults)
+    return Published(server, left_out)
+
+
+def _own_server(module: ModuleType) -> ToolServer | None:
+    """The `ToolServer` that a module has; of several the one that is in its ``__all__``."""
+    servers = {name: value for name, value in vars(module).items() if isinstance(value, ToolServer)}
+    different = set(servers.values())
+    if len(different) > 1:
+        listed = getattr(module, "__all__", ())
+        different = {server for name, server in servers.items() if name in listed}
+        if len(different) != 1:
+            names = ", ".join(servers)
+            raise Failure(f"{module.__name__} has several ToolServers ({names}); list the one to serve in __all__")
+    return next(iter(different), None)
 
 
 def _functions(module: ModuleType) -> dict[str, Any]:
+    """What becomes tools: what ``__all__`` lists, or the public functions that are defined in the module itself."""
     listed = getattr(module, "__all__", None)
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if inspect.isfunction(value)
-        and (name in listed if listed is not None else value.__module__ == module.__name__ and not name.startswith("_"))
-    }
+    if listed is None:
+        return {
+            name: value
+            for name, value in vars(module).items()
+            if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+        }
+    values = {name: getattr(module, name, None) for name in listed}
+    return {name: value for name, value in values.items() if callable(value) and not inspect.isclass(value)}
 
 
 def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
