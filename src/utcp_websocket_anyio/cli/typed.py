@@ -191,7 +191,7 @@ class Prompt(_Reader[str]):
     @contextmanager
     def above(self) -> Iterator[None]:
         with self._drawing:
-            redraw = self._is_open and not console().is_dumb_terminal
+            redraw = self._is_open and self._redraws
             if redraw:
                 _clear_line(self._shown())
             yield
@@ -202,13 +202,18 @@ class Prompt(_Reader[str]):
     def close(self) -> None:
         """Take the prompt away and give the terminal back as it was."""
         with self._drawing:
-            if self._is_open:
-                self._is_open = False
+            if self._is_open and self._redraws:
                 _clear_line(self._shown())
+            self._is_open = False
         self._restore()
 
     def _shown(self) -> str:
         return _PROMPT + ("" if self._readline is None else self._readline.get_line_buffer())
+
+    @property
+    def _redraws(self) -> bool:
+        """True if it is known what is in the last line, and the terminal can remove it."""
+        return self._readline is not None and not console().is_dumb_terminal
 
     def _read(self) -> Iterator[str]:
         while (line := self._ask()) is not None:
@@ -232,7 +237,7 @@ class Prompt(_Reader[str]):
             self._opened()
         with self._drawing:
             self._is_open = False
-            if not console().is_dumb_terminal:
+            if self._redraws:
                 # What is sent is shown with its time; the line that was typed makes room for it.
                 if line is not None:
                     sys.stdout.write("\x1b[1A")
