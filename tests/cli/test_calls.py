@@ -412,7 +412,7 @@ def test_a_tool_of_several_manuals_is_named_with_its_manual(backend: str, tmp_pa
 
 @pytest.mark.parametrize(
     "secret",
-    ["plain", "a:b", "{literal}", "pa ss", "100%", "p{{now}}w", "{{args.x}}", 'qu"ote\\back'],
+    ["plain", "a:b", "{literal}", "pa ss", "pa$word", "$5", "100%", "p{{now}}w", "{{args.x}}", 'qu"ote\\back'],
 )
 def test_secrets_arrive_as_they_are_typed(backend: str, secret: str, tmp_path: Path) -> None:
     recorder = Recorder()

@@ -14,8 +14,7 @@ from utcp_websocket_anyio.cli.explain import explain, filter_in_words
 
 URL = "ws://127.0.0.1:1/"
 EXAMPLES = Path(__file__).parents[2] / "examples"
-# Those of apis/ come with the fields that they use.
-MANUALS = [path for path in EXAMPLES.rglob("*.json") if path.parent.name != "apis"]
+MANUALS = EXAMPLES.rglob("*.json")
 
 
 @pytest.mark.parametrize("path", sorted(MANUALS), ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -253,3 +252,50 @@ def test_values_are_told_apart(field: str, value: Any, words: str) -> None:
 )
 def test_filters_are_put_in_words(value: Any, words: str) -> None:
     assert filter_in_words(value).endswith(words)
+
+
+def test_every_moment_of_a_call_is_shown_as_it_would_be_sent(tmp_path: Path) -> None:
+    content = manual(
+        "wss://example.com/{{args.room}}?t={{captured.token}}",
+        inputs={"room": {"type": "string"}, "chunks": {"type": "array"}},
+        prepare=[
+            {
+                "http": {"method": "POST", "url": "https://example.com/token", "json": {"key": "${KEY}"}},
+                "capture": {"token": {"path": "token"}},
+            }
+        ],
+        on_connect=[
+            {"compute": {"sig": {"hmac": "sha256", "key": "${KEY}", "text": "x"}}, "send": {"sig": "{{captured.sig}}"}}
+        ],
+        before=[{"send": {"sub": "{{args.room}}", "id": "{{step_id}}"}, "expect": {"id": "{{step_id}}"}}],
+        request=[
+            {"send_each": {"of": "{{args.chunks}}", "message": {"c": "{{item}}"}}},
+            {"send": {"end": "{{captured.token}}"}},
+        ],
+        on_end=[{"send": {"unsub": True, "id": "{{step_id}}"}}],
+        on_close=[{"send": "bye"}],
+    )
+    file = written(tmp_path / "m.json", content)
+    (finding,) = json.loads(done("check", file, "tool", "room=a/b", "chunks=[1,2,3,4,5]", "--json"))
+    sends = [(when, what) for when, what in finding["sends"]]
+    ids = [json.loads(what)["id"] for when, what in sends if when in {"before[0]", "on_end[0]"}]
+    assert len(set(ids)) == 2
+    assert [(when, what) for when, what in sends if when not in {"before[0]", "on_end[0]"}] == [
+        ("prepare[0]", "POST https://example.com/token with 17 bytes"),
+        ("connects to", "wss://example.com/a%2Fb?t=%3Ctoken%3E"),
+        ("on_connect[0]", '{"sig": "<sig>"}'),
+        ("request[0]", '{"c": 1}'),
+        ("request[0]", '{"c": 2}'),
+        ("request[0]", '{"c": 3}'),
+        ("request[0]", "… and 2 more"),
+        ("request[1]", '{"end": "<token>"}'),
+        ("on_close[0]", "bye"),
+    ]
+
+
+@pytest.mark.parametrize("value", ["pa$word", "p{{now}}w", 'a"b\\c', "${OTHER}"])
+def test_a_variable_of_the_command_is_shown_as_it_is(value: str, tmp_path: Path) -> None:
+    content = manual(URL, message='{"key": "${KEY}"}')
+    shown = json.loads(done("check", written(tmp_path / "m.json", content), "tool", "--json", "--var", f"KEY={value}"))
+    ((_, _), (_, sent)) = shown[0]["sends"]
+    assert json.loads(sent) == {"key": value}

@@ -13,8 +13,7 @@ from utcp_websocket_anyio.cli.lint import lint_arguments, lint_manual, lint_sche
 
 URL = "ws://127.0.0.1:1/"
 EXAMPLES = Path(__file__).parents[2] / "examples"
-# Those of apis/ come with the fields that they use.
-MANUALS = [path for path in EXAMPLES.rglob("*.json") if path.parent.name != "apis"]
+MANUALS = EXAMPLES.rglob("*.json")
 
 
 def template(**fields: Any) -> dict[str, Any]:

@@ -15,8 +15,7 @@ from utcp_websocket_anyio.cli.schema import call_template_schema, manual_schema
 jsonschema = pytest.importorskip("jsonschema")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-# Those of apis/ come with the fields that they use.
-MANUALS = [path for path in EXAMPLES.rglob("*.json") if path.parent.name != "apis"]
+MANUALS = EXAMPLES.rglob("*.json")
 URL = "wss://example.com/"
 
 

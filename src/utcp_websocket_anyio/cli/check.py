@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from typing import Any
 
 import click
@@ -15,7 +16,8 @@ from utcp.exceptions import UtcpSerializerValidationError
 from utcp.plugins.plugin_loader import ensure_plugins_initialized
 
 from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
-from .._templates.plan import Plan
+from .._templates.http_step import HttpTemplate
+from .._templates.plan import Plan, SendEach, Step
 from .._templates.values import RenderContext
 from .arguments import read_arguments, signature
 from .command import Command
@@ -31,6 +33,7 @@ from .source import Source, is_url, no_tool, read_source
 __all__ = ["check"]
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z0-9_]+)\}")
+_SHOWN_ITEMS = 3
 
 
 @dataclass
@@ -138,7 +141,8 @@ def _of_tool(tool: Tool, written: Any, source: Source, access: Access, pairs: Pa
         finding.notes += [*_without_value(own or values, source, access), *suggestions(values)]
     finding.warnings += lint_arguments(values, written.get("inputs"))
     if pairs is not None:
-        resolved = WebSocketCallTemplateSerializer().validate_dict(_given(values, access.variables))
+        # Only those of the command line: the environment's may be secret.
+        resolved = template.with_variables(access.variables)
         schemas = tool.inputs.properties or {}
         defaults = {name: schema.default for name, schema in schemas.items() if "default" in schema.model_fields_set}
         arguments = {**defaults, **read_arguments(tool, pairs)}
@@ -159,28 +163,69 @@ def _without_value(values: Mapping[str, Any], source: Source, access: Access) ->
 
 def _sends(plan: Plan, values: RenderContext) -> Iterator[tuple[str, str | bytes]]:
     """When a call sends what, on a connection of its own. Captured values are shown by their names."""
+    numbers = count(1)
+    settings = plan.settings
+
+    def of(steps: Iterable[Step]) -> Iterator[tuple[str, str | bytes]]:
+        for step in steps:
+            number = next(numbers) if step.sends else 0
+            context = values.for_step(number, next_step_id=lambda: next(numbers), captured=_Names())
+            yield from ((step.where, shown) for shown in _step_sends(step, context))
+
+    yield from of(settings.prepare)
     try:
-        yield "connects to", plan.url.render(values)
+        yield "connects to", plan.url.render(values.replace(captured=_Names()))
     except ValueError:
         yield "connects to", str(plan.url.source)
-    steps = (*plan.settings.on_connect, *plan.before, *plan.request)
-    for number, step in enumerate([step for step in steps if step.send is not None], 1):
-        assert step.send is not None
-        yield step.where, step.send.encode(values.for_step(number, captured=_Names()))
+    yield from of((*settings.on_connect, *plan.before, *plan.request, *plan.on_end, *settings.on_close))
+
+
+def _step_sends(step: Step, context: RenderContext) -> Iterator[str | bytes]:
+    if step.http is not None:
+        yield _http_request(step.http, context)
+    if step.send is not None:
+        yield step.send.encode(context)
+    if step.send_each is not None:
+        items = _items(step.send_each, context)
+        for item in items[:_SHOWN_ITEMS]:
+            yield step.send_each.message.encode(context.replace(item=item))
+        if len(items) > _SHOWN_ITEMS:
+            yield f"… and {len(items) - _SHOWN_ITEMS} more"
+
+
+def _items(each: SendEach, context: RenderContext) -> list[Any]:
+    """What is sent one by one, as far as it is known before it is sent."""
+    value = each.of.render(context)
+    size = each.chunk_size(context)
+    if isinstance(value, str) and (size is not None or each.encoding is not None):
+        value = each.decode(value)
+    if isinstance(value, bytes):
+        size = size or len(value) or 1
+        return [value[start : start + size] for start in range(0, len(value), size)]
+    return value if isinstance(value, list) else [value]
+
+
+def _http_request(http: HttpTemplate, context: RenderContext) -> str:
+    try:
+        request = http.render(context)
+    except ValueError:
+        # Its address is known when something was captured.
+        return f"{http.source.get('method', 'GET')} {http.url.source}"
+    body = "" if request.content is None else f" with {len(request.content)} bytes"
+    return f"{request.method} {request.url}{body}"
 
 
 class _Names(dict[str, Any]):
+    """Stands for what will have been captured: each value by its name."""
+
     def __missing__(self, name: str) -> str:
         return f"<{name}>"
 
+    def __contains__(self, name: object) -> bool:
+        return True
 
-def _given(value: Any, variables: Mapping[str, str]) -> Any:
-    """A JSON value with the variables of the command line in it. Those of the environment may be secret."""
-    if isinstance(value, str):
-        return _VARIABLE.sub(lambda match: variables.get(match[1], match[0]), value)
-    if isinstance(value, dict):
-        return {key: _given(item, variables) for key, item in value.items()}
-    return [_given(item, variables) for item in value] if isinstance(value, list) else value
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name]
 
 
 def _show(findings: list[_Finding]) -> None:

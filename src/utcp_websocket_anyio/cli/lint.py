@@ -17,6 +17,7 @@ from utcp.data.call_template import CallTemplateSerializer
 from utcp.data.tool import Tool
 
 from .._templates.call_template import WebSocketCallTemplate
+from .._templates.fields import OLD_NAMES
 
 __all__ = ["lint_arguments", "lint_manual", "lint_schema", "lint_template", "suggestions"]
 
@@ -68,7 +69,7 @@ def lint_template(template: Mapping[str, Any]) -> Iterator[str]:
         yield f"call_template_type {json.dumps(kind)} is unknown here, so nothing can call it{near}"
     if kind != "websocket":
         return
-    yield from _unknown_fields(template, (*WebSocketCallTemplate.model_fields, *_MANUAL_FIELDS))
+    yield from _unknown_fields(template, (*WebSocketCallTemplate.model_fields, *OLD_NAMES, *_MANUAL_FIELDS))
     own = {key: value for key, value in template.items() if key not in ("tools", "$schema", "name")}
     for where, text in _strings(own):
         for name in dict.fromkeys(_BARE_VARIABLE.findall(text)):

@@ -14,6 +14,7 @@ import click
 from utcp.data.auth_implementations import ApiKeyAuth, BasicAuth, OAuth2Auth
 
 from .._templates.call_template import WebSocketCallTemplate
+from .._templates.fields import OLD_NAMES
 from .command import Command
 from .output import echo, json_text
 
@@ -128,6 +129,8 @@ def _definitions() -> tuple[dict[str, Any], dict[str, Any]]:
     )
     definitions["Auth"] = _auth(definitions)
     properties = template["properties"]
+    for old, new in OLD_NAMES.items():
+        properties[old] = {**properties[new], "deprecated": True}
     properties["$schema"] = _EDITORS_FIELD
     properties["auth"] = {"anyOf": [{"$ref": "#/$defs/Auth"}, {"type": "null"}], "description": "Credentials"}
     described = properties["tools"].get("description", "")
