@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 from utcp.data.call_template import CallTemplate, CallTemplateSerializer
 from utcp.data.utcp_client_config import UtcpClientConfig
@@ -78,11 +78,11 @@ class Variables:
             UtcpSerializerValidationError: It is not valid with them; none is shown.
         """
         serializer = CallTemplateSerializer()
-        with_variables = getattr(template, "with_variables", None)
-        if with_variables is not None and isinstance(template, WebSocketCallTemplate):
-            return cast("CallTemplate", with_variables(values))
+        if isinstance(template, WebSocketCallTemplate):
+            return template.with_variables(values)
         for value in values.values():
-            if "$" in value:
+            # A ``$`` at the end can make a variable of what stands behind it.
+            if _VARIABLE.search(value) or (value.endswith("$") and value != "$"):
                 self._remember(value)
         try:
             return serializer.validate_dict(self._filled(serializer.to_dict(template), values))

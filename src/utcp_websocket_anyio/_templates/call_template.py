@@ -120,11 +120,13 @@ class WebSocketCallTemplate(CallTemplateFields):  # noqa: PLW1641 - mutable, so 
         self._take_plan({})
         return self
 
-    def _take_plan(self, variables: Mapping[str, str]) -> None:
+    def _take_plan(self, variables: Mapping[str, str], auth: Auth | None = None) -> None:
         fields = dict(self.__dict__)
         self._snapshot = _copy_of(fields)
         self._variables = variables
         compiled = _copy_of(fields)
+        if auth is not None:
+            compiled["auth"] = auth
         if self.end_on_close == "normal" and "end_on_close" not in self.model_fields_set:
             compiled["end_on_close"] = None
         try:
@@ -141,7 +143,8 @@ class WebSocketCallTemplate(CallTemplateFields):  # noqa: PLW1641 - mutable, so 
         A value is never scanned again. Wherever placeholders work it is a value like an argument: escaped inside JSON
         text and patterns, percent-encoded in a URL's path and query, as it is where a URL begins with it. In `auth` and
         `discovery_url` it is put in as text. The fields of the copy are the same as before (the JSON form shows
-        ``${name}`` still), except `auth` and `discovery_url`, which have the values.
+        ``${name}`` still), so that a tool which takes them from its manual has the variable, not its value; except
+        `discovery_url`, which no tool takes.
 
         ``$name`` that is not in `variables` stays as it is; ``${name}`` is then an argument, if there is one of that
         name. Inline `tools` are not changed: each is resolved when it is called.
@@ -161,7 +164,8 @@ class WebSocketCallTemplate(CallTemplateFields):  # noqa: PLW1641 - mutable, so 
         if self.discovery_url is not None:
             copied.discovery_url = _substituted(self.discovery_url, variables)
         _check_addresses(copied, variables)
-        copied._take_plan(variables)
+        auth, copied.auth = copied.auth, None if self.auth is None else self.auth.model_copy()
+        copied._take_plan(variables, auth)
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> WebSocketCallTemplate:
