@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
+import anyio
 import trio
 from utcp.data.call_template import CallTemplate
 from utcp.utcp_client import UtcpClient
@@ -37,7 +38,7 @@ def add(a: int, b: int) -> int:
 @server.tool(timeout=0.3)
 async def ponder(question: str, seconds: float) -> str:
     """Think for a while, then answer."""
-    await trio.sleep(seconds)
+    await anyio.sleep(seconds)
     return f"{question} 42."
 
 
@@ -46,7 +47,7 @@ async def countdown(start: int) -> AsyncIterator[int]:
     """Count down to zero."""
     for number in range(start, -1, -1):
         yield number
-        await trio.sleep(0.02)
+        await anyio.sleep(0.02)
 
 
 def say(text: str) -> None:
@@ -131,21 +132,18 @@ async def on_asyncio(url: str) -> None:
         await late_answer(call)
 
 
-async def main() -> None:
-    async with trio.open_nursery() as nursery:
-        await nursery.start(server.serve, "127.0.0.1", 0)
-        print(f"A tool server is up at {server.url}: three Python functions, no other code.\n")
-
-        print("1. trio, with the protocol object")
-        await on_trio(server.url)
-
-        print("\n2. asyncio, with the stock UtcpClient")
-        await trio.to_thread.run_sync(asyncio.run, on_asyncio(server.url))
-
-        print("\nThe same answers twice. Every connection and task is gone when its block is left.")
-        nursery.cancel_scope.cancel()
+async def tour(title: str, use: Callable[[str], Awaitable[None]]) -> None:
+    """The server and its client, for as long as that takes, on the event loop that runs this."""
+    async with anyio.create_task_group() as task_group:
+        await task_group.start(server.serve, "127.0.0.1", 0)
+        print(f"{title}, and a tool server at {server.url}: three Python functions, no other code")
+        await use(server.url)
+        task_group.cancel_scope.cancel()
 
 
 if __name__ == "__main__":
     logging.getLogger().setLevel(logging.WARNING)  # UTCP's core has it at INFO
-    trio.run(main)
+    trio.run(tour, "1. trio, with the protocol object", on_trio)
+    print()
+    asyncio.run(tour("2. asyncio, with the stock UtcpClient", on_asyncio))
+    print("\nThe same answers twice. Every connection and task is gone when its block is left.")

@@ -31,7 +31,7 @@ _CALLS = 50
 @backend_option
 def demo(*, backend: str) -> None:
     """A tour of what this package does; takes a few seconds and uses only loopback."""
-    with _serving(_tools()) as url:
+    with _serving(_tools(), backend) as url:
         run(partial(_tour, url, backend), backend=backend)
 
 
@@ -67,9 +67,9 @@ def _tools() -> ToolServer:
 
 
 @contextmanager
-def _serving(server: ToolServer) -> Iterator[str]:
-    """The server on trio in a thread of its own, so that the client can be on either event loop."""
-    with start_blocking_portal("trio") as portal:
+def _serving(server: ToolServer, backend: str) -> Iterator[str]:
+    """The server in a thread of its own, as if it were somewhere else."""
+    with start_blocking_portal(backend) as portal:
         serving, _ = portal.start_task(server.serve, "127.0.0.1", 0)
         try:
             yield server.url
@@ -84,7 +84,7 @@ async def _tour(url: str, backend: str) -> None:
         out.print(f"\n{number}. {title}", style="bold")
         out.print(f"   utcp-ws {command}", style="dim")
 
-    out.print(f"A tool server is up at {url}: four Python functions. The client runs on {backend}.")
+    out.print(f"A tool server is up at {url}: four Python functions. It runs on {backend}, and so does the client.")
     async with open_client() as client:
         step(1, "Discover", "discover URL")
         found = await client.register_manual(WebSocketCallTemplate(name="demo", url=url))
