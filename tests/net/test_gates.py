@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from utcp_websocket_anyio import WebSocketSecurityError
-from utcp_websocket_anyio._net.security import check_subprotocol, check_websocket_url, is_loopback
+from utcp_websocket_anyio import NetworkSettings, WebSocketSecurityError, configure
+from utcp_websocket_anyio._net.security import check_captured_url, check_subprotocol, check_websocket_url, is_loopback
 from utcp_websocket_anyio._net.transport import connection_failure
 from utcp_websocket_anyio._wire import Target
 
@@ -83,3 +83,22 @@ def test_the_codec_for_host_names_shows_nothing_of_the_name() -> None:
         failure = connection_failure(error, "wss://x/")
     assert str(failure) == "cannot connect: the host name is not valid (wss://x/)"
     assert not failure.transient
+
+
+@pytest.mark.parametrize(
+    "url", ["ws://127.0.0.1:9222/devtools", "wss://localhost6/", "wss://0x7f.1/", "wss://nas.home/"]
+)
+def test_what_a_remote_server_answers_leads_to_none_of_the_users_own_hosts(url: str) -> None:
+    configure(NetworkSettings(trusted_hosts=["nas.home"]))
+    with pytest.raises(
+        WebSocketSecurityError, match=r"^url: a remote server \(https://api.example/open\) names a "
+    ) as caught:
+        check_captured_url(f"{url}?ticket={SECRET}", f"https://api.example/open?key={SECRET}", "url")
+    assert SECRET not in str(caught.value)
+    check_captured_url(url, "http://127.0.0.1:8080/open", "url")
+
+
+def test_what_a_server_answers_may_lead_elsewhere_and_to_itself() -> None:
+    configure(NetworkSettings(trusted_hosts=["nas.home"]))
+    check_captured_url("wss://gateway.example/?ticket=1", "https://api.example/open", "url")
+    check_captured_url("ws://nas.home:81/", "http://NAS.home/login", "url")

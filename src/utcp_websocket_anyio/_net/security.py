@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Address",
     "add_query",
+    "check_captured_url",
     "check_handshake",
     "check_header",
     "check_http_url",
@@ -214,6 +215,29 @@ def check_manual_origin(origin: str, tools: Iterable[Tool]) -> None:
                 f" in {where}",
                 endpoint=display_url(origin),
             )
+
+
+def check_captured_url(url: str, source: str, where: str) -> None:
+    """A URL that a server said may not lead from somewhere else to the user's own machine, or to a host of their own.
+
+    What the user wrote may name loopback; what a remote server answers is no better than what its manual may say.
+    Whether it may be connected to at all is checked where it is.
+
+    Args:
+        url: What came of it.
+        source: The URL that it was captured from.
+        where: Where it is used, for errors.
+
+    Raises:
+        WebSocketSecurityError: It does; the text shows no more of it than `display_url`.
+    """
+    origin = _literal_host(source)
+    if origin is not None and (is_literal_loopback(origin) or _literal_host(url) == origin):
+        return
+    if (named := names_own_network(url)) is not None:
+        raise WebSocketSecurityError(
+            f"{where}: a remote server ({display_url(source)}) names a {named} address", endpoint=display_url(url)
+        )
 
 
 def is_text(value: str) -> bool:
