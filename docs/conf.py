@@ -79,7 +79,7 @@ nitpick_ignore_regex = [
     (r"py:.*", _IMPORTED),
     (r"py:.*", "|".join(name for name in dir(builtins) if not name.startswith("_"))),
     # Type aliases and variables are expanded where they are used.
-    (r"py:class", r"utcp_websocket_anyio\.(_client\.config\.Config|_server\.server\.Function)"),
+    (r"py:class", r"utcp_websocket_anyio\.(_client\.config\.Config|_server\.server\.Function|_templates\.fields\.\w+)"),
 ]
 
 _PACKAGE = "utcp_websocket_anyio"

@@ -21,8 +21,8 @@ class WireLexer(RegexLexer):
     aliases: ClassVar[list[str]] = ["wire"]
     tokens: ClassVar[dict[str, Any]] = {
         "root": [
-            (r"(> )([\[{].*\n)", bygroups(Generic.Inserted, using(JsonLexer))),
-            (r"(< )([\[{].*\n)", bygroups(Name.Namespace, using(JsonLexer))),
+            (r"(> )([\[{][^␞\n]*\n)", bygroups(Generic.Inserted, using(JsonLexer))),
+            (r"(< )([\[{][^␞\n]*\n)", bygroups(Name.Namespace, using(JsonLexer))),
             (r"> .*\n", Generic.Inserted),
             (r"< .*\n", Name.Namespace),
             (r"\* .*\n", Comment.Special),

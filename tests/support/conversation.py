@@ -16,6 +16,7 @@ A conversation is written as the documentation has it, one line for each thing t
     * POST /token {"key": "k"}      the client makes an HTTP request
     * 200 {"token": "t"}            which is answered
 
+`␞` stands for the record separator, U+001E.
 JSON that the client says is compared as JSON. `<name>` in what it says stands for any text or number there, and for the
 same one everywhere after; `…` stands for anything. A conversation that does not say so begins with `* connect`.
 """
@@ -64,7 +65,7 @@ class Conversation:
         self._at = 0
         self._bound: dict[str, Any] = {}
         self._moved = anyio.Event()
-        for line in text.splitlines():
+        for line in text.replace("␞", "\x1e").split("\n"):
             kind, _, rest = line.partition(" ")
             if kind == "*" and rest.startswith("variables "):
                 for pair in rest.split()[1:]:
