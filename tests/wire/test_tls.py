@@ -435,12 +435,9 @@ async def test_what_is_pushed_behind_an_answer_reaches_no_later_call(
 ) -> None:
     # So that reading is paused in the middle of what is pushed.
     monkeypatch.setattr("utcp_websocket_anyio._wire._asyncio._MAX_QUEUED_MESSAGES", 16)
-    connections = 0
     pushed = anyio.Semaphore(0)
 
     async def script(connection: Peer) -> None:
-        nonlocal connections
-        connections += 1
         await connection.handshake()
         while True:
             question = await connection.receive_text()
@@ -452,5 +449,3 @@ async def test_what_is_pushed_behind_an_answer_reaches_no_later_call(
         for n in range(20):
             assert (await call(protocol, url, message=str(n))).rstrip() == f"answer to {n}"
             await pushed.acquire()
-    # One with very much to discard may be given up instead.
-    assert connections == 1 or push in (in_many_records, in_records_of_a_kibibyte)

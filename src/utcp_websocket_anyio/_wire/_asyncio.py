@@ -30,7 +30,7 @@ import anyio
 
 from .._net.transport import Opened, connection_failure
 from ..errors import WebSocketError
-from ._engine import EngineWire, connect
+from ._engine import EngineWire, abandon, connect
 from ._handshake import REASON_TIME
 from ._interface import CLOSING_TIME, Interrupted, Target, Wire
 
@@ -42,23 +42,22 @@ _MAX_QUEUED_BYTES: Final = 256 * 1024
 
 async def open_wire(target: Target) -> Wire:
     """As `utcp_websocket_anyio._wire.open_wire`."""
+    opened = await connect(target)
     wire: AsyncioWire | None = None
     failure: WebSocketError
     try:
-        wire = AsyncioWire(target, await connect(target))
+        wire = AsyncioWire(target, opened)
         await wire.start()
         await wire.handshake()
         return wire
     except WebSocketError as error:
         failure = error
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         failure = connection_failure(error, target.endpoint)
     except BaseException:
-        if wire is not None:
-            wire.abort()
+        abandon(opened, wire)
         raise
-    if wire is not None:
-        wire.abort()
+    abandon(opened, wire)
     raise failure
 
 
@@ -164,8 +163,6 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
             self._schedule_callback()
         if self._life is not None:
             _wake(self._life)
-        while self._answered:
-            self._answered.pop()()
         if self._layer.has_output and (self._writable is None or core.closed is not None):
             self._write_output()
         if core.closed is not None:
@@ -297,17 +294,7 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
         if self._callback is not None and (self._core.messages or self.closed is not None):
             self._callback()
 
-    def current_time(self) -> float:
-        return self._loop.time()
-
-    def ping_nowait(self, answered: Callable[[], None]) -> bool:
-        self._check_open()
-        self._core.ping()
-        self._write_output()
-        self._answered.append(answered)
-        return True
-
-    async def ping(self, answered: Callable[[], None] | None = None) -> None:
+    async def ping(self) -> None:
         self._check_open()
         self._core.ping()
         self._write_output()

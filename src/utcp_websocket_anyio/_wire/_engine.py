@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import select
 from collections import deque
-from collections.abc import Callable
 from typing import Final
 
-from .._net.security import split_address
 from .._net.sockets import TLSSession
 from .._net.transport import Opened, open_socket
 from ..errors import WebSocketClosedError, WebSocketError
@@ -17,7 +15,7 @@ from ._core import ProtocolCore
 from ._interface import Target, Wire
 from ._tls import TLSLayer
 
-__all__ = ["EngineWire", "connect"]
+__all__ = ["EngineWire", "abandon", "connect"]
 
 _MOST_AFTER_LOSS: Final = 2**24
 """Bytes that are still read after a write has failed: the peer's last word may be among them."""
@@ -29,9 +27,16 @@ async def connect(target: Target) -> Opened:
     Raises:
         WebSocketError: There is no connection.
     """
-    address = split_address(target.url)
-    route = target.network.route("ws", address, target.endpoint)
+    route = target.network.route("ws", target.address, target.endpoint)
     return await open_socket(route, target.network, target.endpoint)
+
+
+def abandon(opened: Opened, wire: Wire | None) -> None:
+    """Close what belongs to a wire that could not be opened, which may not even have been made."""
+    if wire is None:
+        opened.socket.close()
+    else:
+        wire.abort()
 
 
 class EngineWire(Wire):
@@ -48,7 +53,7 @@ class EngineWire(Wire):
         self._endpoint = target.endpoint
         self._socket = opened.socket
         self._probe = SocketProbe(opened.socket.fileno())
-        address = split_address(target.url)
+        address = target.address
         sessions = [] if opened.proxy_session is None else [opened.proxy_session]
         if address.secure:
             sessions.append(TLSSession(target.network.tls, address.server_name))
@@ -57,15 +62,11 @@ class EngineWire(Wire):
         while sessions:
             session = sessions.pop()
             self._layer = TLSLayer(self._layer, session, shared_buffers.of_layer(len(sessions)))
-        self._answered: list[Callable[[], None]] = []
         self._bytes_read = 0
         self._interrupts = 0  # how often `interrupt` was called: who waits compares it with what it was before
 
     def has_unread_data(self) -> bool:
         return self.closed is not None or self._layer.is_amid_message or self._probe()
-
-    def pending(self) -> bool:
-        return self.has_unread_data()
 
     def take_nowait(self) -> deque[str | bytes]:
         core = self._core

@@ -22,7 +22,6 @@ from websockets.headers import build_extension, parse_extension
 from websockets.utils import accept_key
 
 from .._net.http import may_come_right, reason_of, seconds_to_wait
-from .._net.security import split_address
 from .._version import __version__
 from ..errors import WebSocketAuthError, WebSocketConnectionError, WebSocketError, WebSocketProtocolError
 from ._interface import Target
@@ -71,7 +70,7 @@ class Handshake:
             WebSocketConnectionError: It cannot be written, because a lone surrogate is in it.
         """
         target = self._target
-        address = split_address(target.url)
+        address = target.address
         resource = _resource(target.url)
         host = f"[{address.host}]" if ":" in address.host else address.host
         if address.port != (443 if address.secure else 80):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from .._net.security import check_handshake
+from .._net.security import Address, check_handshake, split_address
 from .._net.transport import Network
 from ..errors import WebSocketError
 
@@ -36,9 +36,11 @@ class Target:
         compression_threshold: Shorter outgoing messages go uncompressed, in bytes.
         max_message_size: Longest incoming message, before and after decompression, in bytes.
         network: The way there, and the TLS settings.
+        address: Where `url` leads.
 
     Raises:
-        WebSocketSecurityError: A header or subprotocol could change the handshake. Nothing reaches an engine unchecked.
+        WebSocketSecurityError: The URL leads nowhere, or a header or subprotocol could change the handshake. Nothing
+            reaches an engine unchecked.
     """
 
     url: str
@@ -49,26 +51,28 @@ class Target:
     compression_threshold: int = 1024
     max_message_size: int = 16 * 2**20
     network: Network = field(default_factory=Network)
+    address: Address = field(init=False)
 
     def __post_init__(self) -> None:
         check_handshake(self.headers, self.subprotocols, self.endpoint)
+        object.__setattr__(self, "address", split_address(self.url))
 
     def __repr__(self) -> str:
         return f"<Target {self.endpoint}>"
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
-    """A wait has ended because somebody else does not want it to go on."""
+    """Raised in a waiting task by `Wire.interrupt`."""
 
 
 class Wire(ABC):
     """One open WebSocket.
 
-    One task at a time may be in `receive`; several may be in `send` and `ping`. The peer's pings are answered, and its
-    pongs noticed, while somebody is in `receive`.
+    One task at a time may be in `receive`; several may be in `send` and `ping`. Where `set_data_callback` returns
+    False, the peer's pings are answered, and its end is noticed, only while a task is in `receive`.
 
     Attributes:
-        closed: Why it is closed, None while it is open.
+        closed: Why it is closed, None while it is open. Messages that came before can still be received.
         bytes_sent: Of the messages' payload.
         bytes_received: Of the messages' payload.
         subprotocol: The one that the server chose.
@@ -105,22 +109,15 @@ class Wire(ABC):
         return False
 
     @abstractmethod
-    def current_time(self) -> float:
-        """As `anyio.current_time`, which asks whose task this is; the callbacks of an asyncio transport run in none."""
-
-    @abstractmethod
-    def pending(self) -> bool:
-        """Whether something has arrived that `receive` has not returned: a message, bytes of one, or the end."""
-
-    @abstractmethod
     async def send(self, data: str | bytes, fragment: int | None = None) -> None:
         """Send one message: a str as text, bytes as binary; with `fragment`, in fragments of at most so many bytes.
 
-        It waits while the transport is full. Cancelled half-way the wire is closed, unless the whole message is on its
+        It waits while the transport is full. Cancelling it half-way closes the wire, unless the whole message is on its
         way already.
 
         Raises:
-            WebSocketClosedError: The wire is closed.
+            WebSocketError: The wire is closed, or was closed before the message was sent.
+            ValueError: A text holds a lone surrogate.
         """
 
     @abstractmethod
@@ -135,41 +132,21 @@ class Wire(ABC):
 
     @abstractmethod
     def interrupt(self) -> None:
-        """Have whoever waits in `receive` leave it, and whoever waits in `send` wait no longer.
+        """Wake the task in `receive` with `Interrupted`, and stop waiting in `send`.
 
-        The wire can be used on, unless that cut off a message.
+        It reaches those who are there now, wherever they stand, and nobody who comes later. The wire can still be used,
+        unless that cut off a message.
         """
 
     @abstractmethod
     def take_nowait(self) -> deque[str | bytes]:
         """Every message that has been received and not returned yet; there may be none."""
 
-    def notify(self, arrived: Callable[[], None] | None) -> bool:
-        """Deprecated: `set_data_callback`."""
-        return self.set_data_callback(arrived)
-
     @abstractmethod
-    def ping_nowait(self, answered: Callable[[], None]) -> bool:
-        """Send a ping if there is room for it now.
-
-        Args:
-            answered: Called when the pong of this ping has come, unless another ping was sent meanwhile.
-
-        Returns:
-            Whether it was sent; if not, `ping` is needed.
-
-        Raises:
-            WebSocketClosedError: The wire is closed.
-        """
-
-    @abstractmethod
-    async def ping(self, answered: Callable[[], None] | None = None) -> None:
+    async def ping(self) -> None:
         """Send a ping and wait for a sign of life: its pong, or any other byte after the ping was written.
 
         It needs somebody in `receive` where `set_data_callback` returns False. Cancelling it harms nothing.
-
-        Args:
-            answered: Deprecated: as `ping_nowait`, but wait until it is sent. Cancelled half-way the wire is closed.
 
         Raises:
             WebSocketError: The wire is closed, or was closed meanwhile.
@@ -177,9 +154,9 @@ class Wire(ABC):
 
     @abstractmethod
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Have the closing handshake, for at most two seconds, and close the socket; it is closed also on cancellation.
+        """Perform the closing handshake, within two seconds, and close the socket, on cancellation too.
 
-        Messages that were not received are thrown away.
+        Messages that were not received are discarded.
         """
 
     @abstractmethod

@@ -27,7 +27,7 @@ import trio
 
 from .._net.transport import Opened, connection_failure
 from ..errors import WebSocketError
-from ._engine import EngineWire, connect
+from ._engine import EngineWire, abandon, connect
 from ._handshake import REASON_TIME
 from ._interface import CLOSING_TIME, Interrupted, Target, Wire
 
@@ -39,22 +39,21 @@ _LOOK_AGAIN: Final = 0.05
 
 async def open_wire(target: Target) -> Wire:
     """As `utcp_websocket_anyio._wire.open_wire`."""
+    opened = await connect(target)
     wire: TrioWire | None = None
     failure: WebSocketError
     try:
-        wire = TrioWire(target, await connect(target))
+        wire = TrioWire(target, opened)
         await wire.handshake()
         return wire
     except WebSocketError as error:
         failure = error
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         failure = connection_failure(error, target.endpoint)
     except BaseException:
-        if wire is not None:
-            wire.abort()
+        abandon(opened, wire)
         raise
-    if wire is not None:
-        wire.abort()
+    abandon(opened, wire)
     raise failure
 
 
@@ -146,8 +145,6 @@ class TrioWire(EngineWire):
             core.messages.clear()
         if self._life is not None:
             self._life.set()
-        while self._answered:
-            self._answered.pop()()
         if self._layer.has_output:
             self._send_output_nowait()
         if core.closed is not None:
@@ -250,7 +247,7 @@ class TrioWire(EngineWire):
         return self._bytes_read + self._bytes_written
 
     def has_unsent_data(self) -> bool:
-        return self._sending.locked()
+        return self._sending.locked() or bool(self._unsent) or self._layer.has_output
 
     async def send(self, data: str | bytes, fragment: int | None = None) -> None:
         self._check_open()
@@ -298,17 +295,7 @@ class TrioWire(EngineWire):
         if self.closed is None:
             trio.lowlevel.notify_closing(self._socket)
 
-    def current_time(self) -> float:
-        return trio.current_time()
-
-    def ping_nowait(self, answered: Callable[[], None]) -> bool:
-        self._check_open()
-        self._core.ping()
-        self._send_output_nowait()
-        self._answered.append(answered)
-        return True
-
-    async def ping(self, answered: Callable[[], None] | None = None) -> None:
+    async def ping(self) -> None:
         self._check_open()
         self._core.ping()
         await self._send_output()

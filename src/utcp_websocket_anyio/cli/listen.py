@@ -245,9 +245,6 @@ class _ShownWire(Wire):
         self._wire = wire
         self._traffic = traffic
 
-    def current_time(self) -> float:
-        return self._wire.current_time()
-
     @property
     def progress(self) -> int:
         return self._wire.progress
@@ -257,9 +254,6 @@ class _ShownWire(Wire):
 
     def has_unread_data(self) -> bool:
         return self._wire.has_unread_data()
-
-    def pending(self) -> bool:
-        return self._wire.pending()
 
     async def send(self, data: str | bytes, fragment: int | None = None) -> None:
         await self._wire.send(data, fragment)
@@ -279,11 +273,8 @@ class _ShownWire(Wire):
             self._traffic.message("received", data)
         return taken
 
-    def ping_nowait(self, answered: Callable[[], None]) -> bool:
-        return self._wire.ping_nowait(answered)
-
-    async def ping(self, answered: Callable[[], None] | None = None) -> None:
-        await self._wire.ping(answered)
+    async def ping(self) -> None:
+        await self._wire.ping()
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         await self._wire.close(code, reason)
