@@ -299,3 +299,22 @@ def test_a_variable_of_the_command_is_shown_as_it_is(value: str, tmp_path: Path)
     shown = json.loads(done("check", written(tmp_path / "m.json", content), "tool", "--json", "--var", f"KEY={value}"))
     ((_, _), (_, sent)) = shown[0]["sends"]
     assert json.loads(sent) == {"key": value}
+
+
+def test_what_a_tool_inherits_is_explained_once(tmp_path: Path) -> None:
+    content = manual("wss://example.com/", headers={"X": "1"}, timeout=5)
+    own = {"call_template_type": "websocket", "message": "hi", "mesage": 1}
+    content["tools"][0]["tool_call_template"] = own
+    file = written(tmp_path / "m.json", content)
+    found = json.loads(done("check", file, "--json"))
+    assert [name for name, _ in found[1]["words"]] == ["message"]
+    assert found[1]["warnings"] == ["unknown field, ignored: mesage; did you mean message?"]
+    (named,) = json.loads(done("check", file, "tool", "--json"))
+    assert {"url", "headers", "timeout", "message"} <= {name for name, _ in named["words"]}
+
+
+def test_warnings_of_a_tools_own_template_explain_why_it_is_not_valid(tmp_path: Path) -> None:
+    content = manual("wss://example.com/")
+    content["tools"][0]["tool_call_template"] = {"call_template_type": "websocket", "time_out": 1, "timeout": 0}
+    told = failed(1, "check", written(tmp_path / "m.json", content))
+    assert "unknown field, ignored: time_out" in told

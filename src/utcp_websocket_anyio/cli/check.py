@@ -105,24 +105,34 @@ def _findings(source: Source, access: Access, tool_name: str | None, pairs: Pair
             )
         return
     try:
-        template = WebSocketCallTemplateSerializer().validate_dict(source.template)
+        WebSocketCallTemplateSerializer().validate_dict(source.template)
         tools = tools_in_file(source) or []
     except (ValueError, UtcpSerializerValidationError) as error:
         reason = str(error)
     else:
         if tool_name is None:
             notes = [*_without_value(source.template, source, access)]
-            if not tools or any("tool_call_template" not in tool for tool in template.tools or ()):
+            if not tools or any("tool_call_template" not in tool for tool in source.template["tools"]):
                 notes += suggestions(source.template)
             yield _Finding(source.name, "", explain(source.template), warnings, notes)
-        written = {tool["name"]: tool for tool in template.tools or ()}
+        # As it was written: what a tool inherits is explained with the manual, and unknown fields are still there.
+        written = {tool["name"]: tool for tool in source.template.get("tools") or ()}
         for tool in tools:
             if tool_name in (None, tool.name, f"{source.name}.{tool.name}"):
                 yield _of_tool(tool, written[tool.name], source, access, pairs if tool_name is not None else None)
         return
+    warnings += [warning for own in _own_templates(source) for warning in lint_template(own)]
     # A field that nobody knows is often why another one is missing.
     likely = "".join(f"\n{warning}" for warning in warnings)
     raise Failure(f"not valid: {reason}{likely}", code=1, kind="InvalidTemplate", warnings=warnings)
+
+
+def _own_templates(source: Source) -> Iterator[dict[str, Any]]:
+    tools = source.template.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        own = tool.get("tool_call_template") if isinstance(tool, dict) else None
+        if isinstance(own, dict):
+            yield own
 
 
 def _of_tool(tool: Tool, written: Any, source: Source, access: Access, pairs: Pairs | None) -> _Finding:
@@ -136,7 +146,7 @@ def _of_tool(tool: Tool, written: Any, source: Source, access: Access, pairs: Pa
         return finding
     values = WebSocketCallTemplateSerializer().to_dict(template)
     if own is not None or pairs is not None:
-        finding.words = explain(values)
+        finding.words = explain(values if pairs is not None else own)
         finding.warnings += lint_template(own if own is not None else values)
         finding.notes += [*_without_value(own or values, source, access), *suggestions(values)]
     finding.warnings += lint_arguments(values, written.get("inputs"))

@@ -31,6 +31,7 @@ _ALL_ARGUMENTS = re.compile(r"\{\{\s*args\s*(\|[^{}]*)?\}\}")
 _OLD_ARGUMENT = re.compile(r"UTCP_ARG_(.+?)_UTCP_ARG")
 # The members of a template that are messages; a string there is sent as it stands.
 _MESSAGES = ("message", "send", "reply", "discovery_message")
+_MAX_NAME = 60
 _ENDS = ("end_filter", "last_filter", "idle_timeout")
 
 
@@ -205,11 +206,11 @@ def _declared_types(value: Any) -> list[Any]:
 def _unknown_fields(values: Mapping[str, Any], known: Collection[str]) -> Iterator[str]:
     for name in values:
         if name not in known:
-            yield f"unknown field, ignored: {name}{_nearest(name, set(known) - values.keys())}"
+            yield f"unknown field, ignored: {name}{_nearest(name, known)}"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name[:_MAX_NAME], list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 

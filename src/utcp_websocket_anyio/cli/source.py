@@ -39,6 +39,9 @@ __all__ = [
 # For an endpoint that was not described to say which tools it has, in seconds. Those that know UTCP answer at once.
 DISCOVERY_TIME = 5.0
 
+# Of a longer name nobody asks what was meant.
+_MAX_NAME = 60
+
 # What may be meant as an address although it has no scheme: a host with a port or a path.
 _ADDRESS = re.compile(r"(?P<host>localhost|\[[0-9a-fA-F:]+\]|[\w-]+(?:\.[\w-]+)*)(?P<port>:\d+)?(?P<path>[/?].*)?")
 _LOOPBACK = re.compile(r"localhost|127\.\d+\.\d+\.\d+|\[::1\]")
@@ -124,7 +127,7 @@ def no_tool(name: str, known: Iterable[str]) -> Failure:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a sentence: which known name is nearest, if one is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name[:_MAX_NAME], list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
