@@ -92,7 +92,9 @@ async def session(*functions: Callable[..., Any], **limits: Any) -> AsyncIterato
         function.__name__: as_tool(function, name=function.__name__, description=None, tags=(), timeout=None)
         for function in functions
     }
-    service = Service(name="test", tools=tools, workers=Workers(lambda call: call()), **options)
+    service = Service(
+        name="test", tools=tools, workers=Workers(lambda call: call()), open_tasks=anyio.create_task_group, **options
+    )
     with anyio.fail_after(10_000):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(Session(client, service, dict).run)

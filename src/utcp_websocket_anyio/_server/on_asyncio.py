@@ -11,6 +11,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from socket import socket
 from typing import Any
 
@@ -23,9 +24,9 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from .transport import CLOSING_TIME, HANDSHAKE_TIME, Carrier, Disconnected, Handshake
+from .transport import CLOSING_TIME, HANDSHAKE_TIME, Carrier, Disconnected, Handshake, Tasks
 
-__all__ = ["loop_caller", "serve_connections"]
+__all__ = ["loop_caller", "open_tasks", "serve_connections"]
 
 _log = logging.getLogger(__name__)
 # `websockets` logs requests, which hold the token.
@@ -44,6 +45,11 @@ async def serve_connections(sockets: Sequence[socket], carrier: Carrier) -> None
         for listening in sockets:
             tasks.start_soon(_accept, listening, carrier, tasks)
         carrier.started()
+
+
+def open_tasks() -> AbstractAsyncContextManager[Tasks]:
+    """See `transport`."""
+    return anyio.create_task_group()
 
 
 def loop_caller() -> Callable[[Callable[[], object]], object]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from socket import socket
 
 import trio
@@ -24,9 +24,10 @@ from .transport import (
     Carrier,
     Disconnected,
     Handshake,
+    Tasks,
 )
 
-__all__ = ["loop_caller", "serve_connections"]
+__all__ = ["loop_caller", "open_tasks", "serve_connections"]
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +53,11 @@ async def serve_connections(sockets: Sequence[socket], carrier: Carrier) -> None
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, serve_client, listeners)
         carrier.started()
+
+
+def open_tasks() -> AbstractAsyncContextManager[Tasks]:
+    """See `transport`."""
+    return trio.open_nursery()
 
 
 def loop_caller() -> Callable[[Callable[[], object]], object]:
@@ -211,11 +217,16 @@ class _CountedStream(trio.abc.Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self.is_writing = True
-        with memoryview(data) as view:
-            for start in range(0, len(view), _WRITE_SIZE):
-                part = view[start : start + _WRITE_SIZE]
-                await self._stream.send_all(part)
-                self.count += len(part)
+        if len(data) <= _WRITE_SIZE:
+            await self._stream.send_all(data)
+            self.count += len(data)
+        else:
+            # In parts, so that the progress of a long one can be seen.
+            with memoryview(data) as view:
+                for start in range(0, len(view), _WRITE_SIZE):
+                    part = view[start : start + _WRITE_SIZE]
+                    await self._stream.send_all(part)
+                    self.count += len(part)
         self.is_writing = False
 
     async def wait_send_all_might_not_block(self) -> None:

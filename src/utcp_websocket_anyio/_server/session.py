@@ -17,17 +17,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import anyio
-import anyio.abc
 from pydantic_core import to_jsonable_python
 
 from .threads import Workers
 from .tools import Tool, WrongArguments
-from .transport import GOING_AWAY, Connection, Disconnected
+from .transport import GOING_AWAY, Connection, Disconnected, Tasks
 
 __all__ = ["Service", "Session"]
 
@@ -46,6 +45,7 @@ class Service:
     name: str
     tools: Mapping[str, Tool]
     workers: Workers
+    open_tasks: Callable[[], AbstractAsyncContextManager[Tasks]]
     max_calls: int
     max_bytes: int
     ping_interval: float | None
@@ -80,7 +80,7 @@ class Session:
     async def run(self) -> None:
         """Serve the client until it goes. If cancelled, say goodbye to it first."""
         try:
-            async with anyio.create_task_group() as tasks:
+            async with self._service.open_tasks() as tasks:
                 if self._service.ping_interval is not None:
                     tasks.start_soon(self._keep_alive, self._service.ping_interval)
                 with suppress(Disconnected):
@@ -90,7 +90,7 @@ class Session:
             with anyio.CancelScope(shield=True):  # bounded by the connection
                 await self._connection.close(GOING_AWAY, "going away")
 
-    async def _receive(self, tasks: anyio.abc.TaskGroup) -> None:
+    async def _receive(self, tasks: Tasks) -> None:
         while True:
             message = await self._connection.receive()
             size = len(message)
