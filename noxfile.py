@@ -60,14 +60,15 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Types, ours and those that users see."""
-    session.install(".[cli]", *group("types"))
+    session.install(".[cli,sign]", *group("types"))
     session.run("mypy", "src", "tests", "examples")
+    session.run("python", "tests/support/public_types.py")
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The tests, on asyncio, on asyncio with uvloop, and on trio; every warning is an error."""
-    session.install(".[cli]", *group("test"))
+    session.install(".[cli,sign]", *group("test"))
     # Measuring takes as long again as testing, so the interpreter that runs nox does it for all.
     run_tests(session, *(MEASURE if session.python == HERE else ()))
     TESTED.append(str(session.python))
@@ -77,9 +78,12 @@ def tests(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """The tests with the lowest version of everything this package depends on."""
     project = PROJECT["project"]
-    depends = [*project["dependencies"], *project["optional-dependencies"]["cli"]]
+    depends = [
+        *project["dependencies"],
+        *(one for extra in ("cli", "sign") for one in project["optional-dependencies"][extra]),
+    ]
     lowest = [re.sub(r">=\s*([^,;\s]+)", r"==\1", requirement) for requirement in depends]
-    session.install(".[cli]", *lowest, *group("test"))
+    session.install(".[cli,sign]", *lowest, *group("test"))
     run_tests(session)
 
 

@@ -42,7 +42,8 @@ extensions = [
 exclude_patterns = ["_build"]
 default_role = "py:obj"
 
-myst_enable_extensions = ["colon_fence", "deflist", "fieldlist", "smartquotes"]
+myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
+smartquotes = False
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]
 

@@ -109,7 +109,7 @@ def member_rows(field: str, inside: str | None = None) -> list[str]:
     schema: dict[str, Any] = _SCHEMA["properties"][field]
     if inside is not None:
         schema = next(objects(schema))["properties"][inside]
-    rows = ["| member | | |", "|---|---|---|"]
+    rows = ["| member | type | meaning |", "|---|---|---|"]
     for name, member in next(objects(schema))["properties"].items():
         meaning = resolved(member).get("description", "").replace("|", "\\|")
         rows.append(f"| `{name}` | {describe_type(member)} | {meaning} |")
