@@ -116,7 +116,8 @@ class WebSocketCallTemplate(CallTemplateFields):  # noqa: PLW1641 - mutable, so 
             check_json(getattr(self, name), name)
         if self.tools is not None:
             own = _own_fields(self)
-            self.tools = [_inline_tool(tool, f"tools[{index}]", own) for index, tool in enumerate(self.tools)]
+            # In place: the list is the validated one, and an assignment here would hide its type from type checkers.
+            self.tools[:] = [_inline_tool(tool, f"tools[{index}]", own) for index, tool in enumerate(self.tools)]
         self._take_plan({})
         return self
 

@@ -64,7 +64,7 @@ class Computation(CompiledTemplate):
     ) -> None:
         super().__init__(source, where, placeholders)
         self._values = values
-        self.names = tuple(values)
+        self.names: tuple[str, ...] = tuple(values)
         # Not those that a value before computes.
         self.captures = needed
 

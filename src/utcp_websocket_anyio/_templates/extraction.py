@@ -58,7 +58,7 @@ class Extraction(CompiledTemplate):
         super().__init__(source, where, placeholders)
         self._links = links
         self._is_simple = len(links) == 1 and links[0].default is None
-        self.is_text = is_text
+        self.is_text: bool = is_text
 
     def extract(self, message: Message, context: RenderContext) -> Any:
         """The part of the message.

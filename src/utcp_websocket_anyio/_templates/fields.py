@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
@@ -78,7 +78,7 @@ def _add_old_names(schema: dict[str, Any]) -> None:
 class CallTemplateFields(CallTemplate):
     """The fields, without behaviour. Times are seconds, sizes bytes."""
 
-    model_config = ConfigDict(json_schema_extra=_add_old_names, hide_input_in_errors=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(json_schema_extra=_add_old_names, hide_input_in_errors=True)
 
     call_template_type: Literal["websocket"] = "websocket"
     url: Annotated[str, Role("handshake", "connect to {}", "url", templated=True)] = Field(

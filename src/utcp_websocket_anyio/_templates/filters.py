@@ -92,8 +92,8 @@ class Filter(CompiledTemplate):
         super().__init__(source, where, placeholders)
         self._node = node
         self._try_out = tuple(try_out)
-        self.matches_node = node.matches
-        self.key = key
+        self.matches_node: Callable[[Any, RenderContext], bool] = node.matches
+        self.key: tuple[Path, Template] | None = key
 
     @property
     def takes_arguments(self) -> bool:

@@ -30,8 +30,8 @@ class Message:
     __slots__ = ("_is_claimed", "_json", "_text", "data", "frame")
 
     def __init__(self, data: str | bytes, frame: str | None = None) -> None:
-        self.data = data
-        self.frame = ("text" if isinstance(data, str) else "binary") if frame is None else frame
+        self.data: str | bytes = data
+        self.frame: str = ("text" if isinstance(data, str) else "binary") if frame is None else frame
         self._is_claimed = False
         self._json: Any = _UNSET
         self._text: str | None = data if isinstance(data, str) else _UNSET

@@ -40,7 +40,7 @@ class Incoming:
     def __init__(self, inflate: int | None, stages: list[Callable[[str], Iterable[str] | None]], max_size: int) -> None:
         self._inflate = inflate
         self._stages = stages
-        self.max_size = max_size
+        self.max_size: int = max_size
 
     def records(self, data: str | bytes) -> list[Message]:
         """The records of a message; the message itself if no stage applies to it.

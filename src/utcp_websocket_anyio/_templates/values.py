@@ -59,15 +59,15 @@ class CompiledTemplate:
 
     def __init__(self, source: Any, where: str, placeholders: Iterable[Placeholder]) -> None:
         found = list(placeholders)
-        self.source = source
-        self.where = where
-        self.arguments = _names(found, "args.", needed=True)
-        self.argument_names = _names(found, "args.", needed=False)
-        self.dollar_names = _names(found, "$", needed=True)
-        self.captures = _names(found, "captured.", needed=True)
-        self.capture_names = _names(found, "captured.", needed=False)
-        self.kinds = frozenset([placeholder.kind for placeholder in found])
-        self.is_static = all(placeholder.is_constant for placeholder in found)
+        self.source: Any = source
+        self.where: str = where
+        self.arguments: frozenset[str] = _names(found, "args.", needed=True)
+        self.argument_names: frozenset[str] = _names(found, "args.", needed=False)
+        self.dollar_names: frozenset[str] = _names(found, "$", needed=True)
+        self.captures: frozenset[str] = _names(found, "captured.", needed=True)
+        self.capture_names: frozenset[str] = _names(found, "captured.", needed=False)
+        self.kinds: frozenset[str] = frozenset([placeholder.kind for placeholder in found])
+        self.is_static: bool = all(placeholder.is_constant for placeholder in found)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.where}>"
@@ -107,7 +107,7 @@ class Template(CompiledTemplate):
 
     def __init__(self, source: Any, where: str, placeholders: Iterable[Placeholder], render: Render) -> None:
         super().__init__(source, where, placeholders)
-        self.render = render
+        self.render: Render = render
         """The value for a context; a placeholder alone in a string keeps the type of what it stands for. `ABSENT`
         where the whole is an optional placeholder that stands for nothing."""
 
