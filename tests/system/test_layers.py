@@ -24,7 +24,7 @@ ROOMS = [
 ]
 """From the bottom up. A room is a package, or a module at the top."""
 
-EVENT_LOOPS = {"asyncio", "picows", "trio", "trio_websocket", "uvloop", "websockets"}
+EVENT_LOOPS = {"asyncio", "trio", "trio_websocket", "uvloop", "websockets"}
 MAY_IMPORT_THEM = {
     "_wire": {"asyncio", "trio", "websockets"},
     "_server": {"asyncio", "trio", "trio_websocket", "websockets"},

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import zlib
 from typing import Any
 
 import pytest
 from support.peers import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, frame
 from websockets.utils import accept_key
 
-from utcp_websocket_anyio._wire import Target
+from utcp_websocket_anyio._wire import Target, _core
 from utcp_websocket_anyio._wire._core import ProtocolCore
 from utcp_websocket_anyio.errors import WebSocketProtocolError
 
@@ -25,11 +27,12 @@ WHOLE: list[tuple[bytes, str | bytes]] = [
 
 
 def opened(**settings: Any) -> ProtocolCore:
-    core = ProtocolCore(Target("ws://127.0.0.1/", "ws://127.0.0.1/", max_message_size=LIMIT, **settings))
+    core = ProtocolCore(Target("ws://127.0.0.1/", "ws://127.0.0.1/", **{"max_message_size": LIMIT, **settings}))
     key = core.to_send().partition(b"Sec-WebSocket-Key: ")[2].partition(b"\r\n")[0].decode()
     feed(
         core,
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        + (b"Sec-WebSocket-Extensions: permessage-deflate\r\n" if settings.get("compression") else b"")
         + f"Sec-WebSocket-Accept: {accept_key(key)}\r\n\r\n".encode(),
     )
     assert core.is_open
@@ -89,7 +92,8 @@ VIOLATIONS = {
     "a ping in fragments": (frame(PING, fin=False), 1002),
     "a long ping": (frame(PING, bytes(126)), 1002),
     "announced too long": (b"\x82\x7e" + (LIMIT + 1).to_bytes(2, "big"), 1009),
-    "announced longer than anything": (b"\x82\x7f" + b"\xff" * 8, 1009),
+    "announced longer than anything": (b"\x82\x7f\x7f" + b"\xff" * 7, 1009),
+    "a length of 64 bits": (b"\x82\x7f" + b"\xff" * 8, 1002),
     "too long in fragments": (frame(TEXT, bytes(LIMIT), fin=False) + frame(CONTINUATION, b"a"), 1009),
     "no text": (frame(TEXT, b"a\xff"), 1007),
     "no text in fragments": (frame(TEXT, b"a", fin=False) + frame(CONTINUATION, b"\xff"), 1007),
@@ -129,3 +133,97 @@ def test_a_message_is_one_masked_frame_however_many_pieces_it_is_sent_in(size: i
     assert sent[1] & 0x80
     keys = int.from_bytes((key * (size // 4 + 1))[:size], "big")
     assert unmasked + (int.from_bytes(masked, "big") ^ keys).to_bytes(size, "big") == frame(BINARY, payload[:size])
+
+
+# Budgets
+
+
+def read(core: ProtocolCore, data: bytes) -> None:
+    """One read, and nothing more in this turn."""
+    buffer = core.get_buffer()
+    buffer[: len(data)] = data
+    core.received(len(data))
+
+
+@pytest.mark.parametrize("empty", [frame(TEXT), frame(TEXT, fin=False) + frame(CONTINUATION)], ids=["whole", "parts"])
+def test_a_turn_takes_a_bounded_number_of_frames_and_the_rest_comes_in_order(empty: bytes) -> None:
+    core = opened()
+    count = 3 * _core._BUDGET
+    read(core, b"".join(frame(TEXT, b"%d" % n) + empty for n in range(count)) + frame(TEXT, b"cut")[:3])
+    turns = 1
+    received: list[str | bytes] = []
+    while core.has_leftover:
+        assert len(core.messages) <= _core._BUDGET
+        assert core.is_amid_message
+        received += core.messages
+        core.messages.clear()
+        core.resume()
+        turns += 1
+    received += core.messages
+    assert [message for message in received if message] == [str(n) for n in range(count)]
+    assert turns >= 6
+    core.messages.clear()
+    read(core, frame(TEXT, b"cut")[3:])
+    assert list(core.messages) == ["cut"]
+
+
+def test_small_frames_that_inflate_to_much_are_taken_in_several_turns() -> None:
+    core = opened(compression=True, max_message_size=2**20)
+    compressor = zlib.compressobj(wbits=-15)
+    data = compressor.compress(bytes(2**20)) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    read(core, frame(BINARY, data[:-4], rsv=4) * 10)
+    assert len(core.messages) <= _core._BUDGET // 1024
+    while core.has_leftover:
+        core.resume()
+    assert list(core.messages) == [bytes(2**20)] * 10
+
+
+def test_a_message_that_inflates_beyond_the_limit_is_refused_without_being_inflated() -> None:
+    core = opened(compression=True, max_message_size=100_000)
+    compressor = zlib.compressobj(wbits=-15)
+    data = compressor.compress(bytes(2**26)) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    tracemalloc.start()
+    try:
+        for fragment in (frame(BINARY, data[:100], fin=False, rsv=4), frame(CONTINUATION, data[100:-4])):
+            feed(core, fragment)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert isinstance(core.closed, WebSocketProtocolError)
+    assert "max_message_size" in str(core.closed)
+
+
+@pytest.mark.parametrize("limit", [2**63 - 1, 2**63, 2**64, 2**100])
+@pytest.mark.parametrize("compression", [False, True])
+def test_a_limit_may_be_of_any_size(limit: int, compression: bool) -> None:
+    core = opened(compression=compression, max_message_size=limit)
+    feed(core, frame(TEXT, b"a") + (frame(TEXT, b"\x4a\x04\x00", rsv=4) if compression else frame(TEXT, b"a")))
+    assert list(core.messages) == ["a", "a"]
+    feed(core, b"\x82\x7f\x7f" + b"\xff" * 7 + bytes(2**20))
+    assert core.closed is None
+    assert core._assembly.size == 2**20
+
+
+# Long messages
+
+
+def test_long_messages_of_several_connections_are_put_together_side_by_side() -> None:
+    cores = [opened(max_message_size=2**24) for _ in range(3)]
+    payloads = [bytes([n]) * size for n, size in enumerate((3_000_000, 700_000, 2**22 + 1))]
+    frames = [frame(BINARY, payload) + frame(TEXT, b"next") for payload in payloads]
+    for start in range(0, max(map(len, frames)), 100_000):
+        for core, data in zip(cores, frames, strict=True):
+            feed(core, data[start : start + 100_000])
+    for core, payload in zip(cores, payloads, strict=True):
+        assert list(core.messages) == [payload, "next"]
+
+
+def test_most_of_a_long_message_is_read_into_its_own_memory() -> None:
+    core = opened(max_message_size=2**24)
+    shared = core.get_buffer()
+    data = frame(BINARY, bytes(range(256)) * 2**13)
+    read(core, data[: 2**17])
+    assert core.get_buffer().obj is not shared.obj
+    feed(core, data[2**17 :])
+    assert core.messages.popleft() == bytes(range(256)) * 2**13
+    assert core.get_buffer().obj is shared.obj

@@ -26,6 +26,8 @@ from utcp_websocket_anyio import (
     WebSocketTimeoutError,
 )
 from utcp_websocket_anyio._connections import connector
+from utcp_websocket_anyio._net.transport import Network
+from utcp_websocket_anyio._wire import Target
 
 __all__ = ["anyio_backend", "engine"]
 
@@ -305,6 +307,35 @@ async def test_tls_that_breaks_off_within_a_call_fails_it_at_once_and_the_next_c
 
 
 # What arrives in unusual pieces
+
+
+@pytest.mark.parametrize("size", [3, 5, 20])
+async def test_half_a_record_is_unread_data(
+    server: ssl.SSLContext, trusting: ssl.SSLContext, engine: Any, size: int
+) -> None:
+    """A connection on which something is on its way is not quiet, although nothing of it can be decrypted yet."""
+    go = anyio.Event()
+
+    async def script(connection: Peer) -> None:
+        await connection.handshake()
+        await connection.send("first")
+        data = records(connection, frame(TEXT, b"second"))
+        await transport(connection).send(data[:size])
+        await go.wait()
+        await transport(connection).send(data[size:])
+
+    with anyio.fail_after(15):
+        async with peer(script, tls=server) as url:
+            wire = await engine[1](Target(url=url, endpoint=url, network=Network(ssl_context=trusting)))
+            assert await wire.receive() == "first"
+            while not wire.has_unread_data():
+                await anyio.sleep(0.001)
+            with anyio.move_on_after(0.05):
+                await wire.receive()  # takes the half from the kernel
+            assert wire.has_unread_data()
+            go.set()
+            assert await wire.receive() == "second"
+            wire.abort()
 
 
 def records(connection: Peer, *payloads: bytes) -> bytes:

@@ -270,6 +270,9 @@ class ProtocolCore:
                     if start > end:
                         break
                     size = int.from_bytes(data[position + 2 : start], "big")
+                    if size >= 2**63:
+                        self._break(1002, "a length that does not fit in 63 bits")
+                        return
                 else:
                     self._break(1002, "a masked frame")
                     return
