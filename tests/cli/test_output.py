@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from support.peers import Peer
 from support.terminal import BACKENDS, COMMAND, done, endpoint, failed, manual, run, written, ws
@@ -143,6 +144,28 @@ def test_a_full_disk_is_one_line_and_an_exit_code(arguments: tuple[str, ...], tm
     lines = ended.stderr.splitlines()
     assert len(lines) == 1
     assert "No space left on device" in lines[0]
+
+
+async def keeps_talking(peer: Peer) -> None:
+    await peer.handshake()
+    while True:
+        await peer.send("x" * 1000)
+        await anyio.sleep(0.01)
+
+
+@full_disk
+@backends
+@pytest.mark.parametrize("command", [("call", "tool"), ("stream", "tool"), ("listen",), ("call", "tool", "--json")])
+def test_a_full_disk_ends_what_is_connected(backend: str, command: tuple[str, ...], tmp_path: Path) -> None:
+    with endpoint(keeps_talking) as url, Path("/dev/full").open("w") as full:
+        file = written(tmp_path / "m.json", manual(url, listen_only=True))
+        arguments = [*COMMAND, command[0], file, *command[1:], "--backend", backend]
+        ended = subprocess.run(
+            arguments, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True, timeout=50, check=False
+        )
+    assert ended.returncode == 74, ended.stderr
+    assert "No space left on device" in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes end otherwise there")
