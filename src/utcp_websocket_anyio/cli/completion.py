@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, add_completion_class
+from click.shell_completion import BashComplete, CompletionItem, ZshComplete, add_completion_class
 
 from .failures import Failure
 from .output import visible
@@ -32,7 +32,21 @@ class _BashComplete(BashComplete):
     )
 
 
+class _ZshComplete(ZshComplete):
+    """click's, likewise."""
+
+    name = "zsh"
+    source_template = ZshComplete.source_template.replace(
+        """if [[ "$descr" == "_" ]]; then""",
+        """if [[ "$key" == *= ]]; then
+                compadd -U -S '' -- "$key"
+            elif [[ "$descr" == "_" ]]; then""",
+        1,
+    )
+
+
 add_completion_class(_BashComplete)
+add_completion_class(_ZshComplete)
 
 
 def complete_target(_ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
