@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from utcp_websocket_anyio._templates.extraction import compile_extraction
 from utcp_websocket_anyio._templates.filters import MISSING, compile_filter, lookup
+from utcp_websocket_anyio._templates.json_values import equal_json
 from utcp_websocket_anyio._templates.placeholders import DISCOVERY
 from utcp_websocket_anyio._templates.received import Message, ResponseError
 from utcp_websocket_anyio._templates.values import RenderContext
@@ -215,6 +216,139 @@ def matches(filter_: Any, data: Any, /, **args: Any) -> bool:
 )
 def test_a_filter_matches_what_it_says(filter_: Any, data: Any, expected: bool) -> None:
     assert matches(filter_, data) is expected
+
+
+@pytest.mark.parametrize(
+    ("filter_", "data", "expected"),
+    [
+        # Not
+        ({"a": {"$not": 1}}, {"a": 2}, True),
+        ({"a": {"$not": 1}}, {"a": 1}, False),
+        ({"a": {"$not": 1}}, {}, True),
+        ({"$not": {"type": "x"}}, {"type": "y"}, True),
+        ({"$not": {"type": "x"}}, {"type": "x"}, False),
+        ({"$not": {"type": "x"}}, "text", True),
+        ({"$not": "^a"}, "ba", True),
+        ({"type": "x", "$not": {"$frame": "binary"}}, {"type": "x"}, True),
+        ({"type": "x", "$not": {"$frame": "binary"}}, b'{"type": "x"}', False),
+        # Exactly
+        ({"$equals": {}}, {}, True),
+        ({"$equals": {}}, {"a": 1}, False),
+        ({"a": {"$equals": []}}, {"a": []}, True),
+        ({"a": {"$equals": []}}, {"a": [1]}, False),
+        ({"a": {"$equals": {"b": [1.0]}}}, {"a": {"b": [1]}}, True),
+        ({"a": {"$equals": {"b": True}}}, {"a": {"b": 1}}, False),
+        ({"a": {"$equals": None}}, {}, False),
+        # Alone, about the whole message
+        ({"$in": [1, "x"]}, "1", True),
+        ({"$in": [1, "x"]}, '"x"', True),
+        ({"$in": [1, "x"]}, "x", False),
+        ({"$regex": "^b"}, "abc", False),
+        ({"$regex": "b"}, b"abc", True),
+        ({"$regex": "b"}, b"ab\xff", False),
+        ({"$regex": "b", "a": 1}, '{"a": 1, "b": 2}', True),
+        ({"$regex": "c", "a": 1}, '{"a": 1, "b": 2}', False),
+        ({"$frame": "text", "$in": [[1]]}, "[1, 2]", True),
+        ({"a": {"$regex": "^x", "$not": "xy"}}, {"a": "xz"}, True),
+        ({"a": {"$regex": "^x", "$not": "xy"}}, {"a": "xy"}, False),
+        # Text of binary messages
+        ("é", "é".encode(), True),
+        ("", b"\xff", False),
+        ({"$text": "é"}, "é".encode(), True),
+        ({"$after": "4", "$json": {"a": 1}}, b'4{"a": 1}', True),
+    ],
+    ids=str,
+)
+def test_operators_stand_alone_and_beside_each_other(filter_: Any, data: Any, expected: bool) -> None:
+    assert matches(filter_, data) is expected
+
+
+def test_an_optional_value_asks_for_nothing_where_it_is_not_given() -> None:
+    filter_ = {"type": "x", "id": "{{args.id?}}"}
+    assert matches(filter_, {"type": "x", "id": 5})
+    assert matches(filter_, {"type": "x"})
+    assert matches(filter_, {"type": "x", "id": 5}, id=5)
+    assert not matches(filter_, {"type": "x", "id": 5}, id=6)
+
+
+@pytest.mark.parametrize("depth", [500, 50_000])
+def test_values_nested_without_end_are_compared_without_recursion(depth: int) -> None:
+    nested: list[Any] = []
+    for _ in range(depth):
+        nested = [nested]
+    other: list[Any] = [1]
+    for _ in range(depth):
+        other = [other]
+    assert not equal_json(nested, other)
+    deep = "[" * 400 + "]" * 400
+    assert matches({"a": "{{args.x}}"}, f'{{"a": {deep}}}', x=json.loads(deep))
+    assert not matches({"a": "{{args.x}}"}, f'{{"a": {deep}}}', x=json.loads(deep[1:-1]))
+
+
+@pytest.mark.parametrize(
+    ("filter_", "data", "expected"),
+    [
+        ({"a": {"b": 1}}, {"a": {"b": "secret"}}, "a.b is not 1"),
+        ({"a": {"b": 1}}, {"a": {}}, "a.b is missing; the template has 1"),
+        ({"a": {"b": 1}}, {"a": "secret"}, "a is not an object"),
+        ({"a": [1, {"b": "{{args.x}}"}]}, {"a": [1, {"b": "secret"}]}, 'a[1].b is not "{{args.x}}"'),
+        ({"a": [1, 2]}, {"a": [1]}, "a[1] is missing; the template has 2"),
+        ({"a": {"$any": True}}, {}, "a is not there"),
+        ({"type": "x", "$frame": "binary"}, {"type": "x"}, "the message is not a binary message"),
+        ({"a": 1}, "secret", "the message is not JSON"),
+        ("^a", "secret", 'the message is not text matching "^a"'),
+        ({"$or": [{"a": 1}, {"a": 2}]}, {"a": 3}, 'the message is not one of [{"a": 1}, {"a": 2}]'),
+        ({"$after": "42", "$json": {"a": 1}}, '42{"a": "secret"}', "a is not 1"),
+        ({"$after": "42"}, "secret", 'the message is not text that begins with "42"'),
+        ({"a": {"$not": 1}}, {"a": 1}, "a is not anything except 1"),
+    ],
+    ids=str,
+)
+def test_a_difference_says_where_and_what_the_template_has_there(filter_: Any, data: Any, expected: str) -> None:
+    message = Message(data if isinstance(data, str) else json.dumps(data))
+    text = compile_filter(filter_, "message_filter").difference(message, values(x="hunter2"))
+    assert text == expected
+    assert "secret" not in text
+    assert "hunter2" not in text
+
+
+@pytest.mark.parametrize(
+    ("filter_", "expected"),
+    [
+        ({"id": "{{uuid}}"}, True),
+        ({"id": "{{call_id}}", "type": "x"}, True),
+        ({"id": "a-{{step_id|text}}"}, True),
+        ({"id": "{{captured.sub}}"}, True),
+        ({"id": "{{captured.session}}"}, False),
+        ({"id": "{{args.id}}"}, False),
+        ({"type": "x"}, False),
+        ({"id": {"$in": ["{{uuid}}", "x"]}}, False),
+        ({"id": {"$in": ["{{uuid}}", "x{{uuid}}"]}}, True),
+        ({"$or": [{"id": "{{uuid}}"}, {"type": "error"}]}, False),
+        ({"$or": [{"id": "{{uuid}}"}, {"ref": "{{uuid}}"}]}, True),
+        ({"$and": [{"type": "x"}, {"id": "{{uuid}}"}]}, True),
+        ({"$not": {"id": "{{uuid}}"}}, False),
+        ({"id": {"$equals": {"a": "{{uuid}}"}}}, True),
+        ([1, "{{call_id}}"], True),
+        ("id={{uuid}}", True),
+        ("id={{uuid}}|error", False),
+        ("(id={{uuid}})?", False),
+        ("{{uuid}}*", False),
+        ('["id"|x]: {{uuid}}', True),
+        ({"$text": "{{uuid}}"}, True),
+        ({"$after": "42{{call_id}}"}, True),
+        ({"$after": "42", "$json": ["{{call_id}}"]}, True),
+        ({"$after": "42"}, False),
+        ({"$select": "id == {{uuid}}"}, True),
+        ({"$select": "type == 'x' && id == {{uuid}}"}, True),
+        ({"$select": "id != {{uuid}}"}, False),
+        ({"$select": "id == {{uuid}} || type == 'error'"}, False),
+        ({"id": "{{uuid|bytes}}"}, False),
+    ],
+    ids=str,
+)
+def test_a_filter_knows_if_only_a_calls_own_messages_match(filter_: Any, expected: bool) -> None:
+    assert compile_filter(filter_, "message_filter").names_the_call(frozenset({"sub"})) is expected
 
 
 # Form
