@@ -7,6 +7,9 @@ is; the subclass here adds it. It has streams in its interface, but gives none t
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 from utcp_code_mode import CodeModeUtcpClient
@@ -54,3 +57,10 @@ def test_a_streaming_tool_gives_the_code_a_list(url: str) -> None:
         return outcome["result"], streamed
 
     assert asyncio.run(main()) == (STREAM[2], STREAM[2])
+
+
+def test_the_example() -> None:
+    example = Path(__file__).parents[2] / "examples" / "code_mode_agent.py"
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[0] == "result: tea"
+    assert "Traceback" not in done.stderr

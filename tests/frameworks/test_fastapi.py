@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -106,3 +107,17 @@ def test_a_stream_and_a_client_that_disconnects(url: str) -> None:
         assert client.post("/shared/add", json={"a": 1, "b": 1}).json() == 2
     assert "closed" in repr(protocol)
     until(lambda: SEEN == ["begun", "ended"])
+
+
+def test_the_example(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOLS_URL", url)
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    import fastapi_app
+
+    with served(fastapi_app.app) as client:
+        # The server of these tests has tools of the same names.
+        assert client.post("/tools/service.add", json={"a": 1, "b": 2}).json() == 3
+        assert client.post("/tools/service.none", json={}).status_code == 404
+        wrong = client.post("/tools/service.add", json={"a": "x"})
+        assert wrong.status_code == 502
+        assert "error" in wrong.json()

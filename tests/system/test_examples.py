@@ -65,3 +65,8 @@ def test_the_quick_start_tells_the_same_twice() -> None:
     printed = run("quickstart.py")
     assert printed.count("50 right answers") == 2
     assert printed.count("countdown(start=5)     -> 5 4 3 2 1 0") == 2
+
+
+def test_threads_share_a_client_through_a_portal() -> None:
+    words = "eno owt eerht ruof evif xis neves thgie | 0 1 2 3"
+    assert run("other_threads.py").splitlines() == [f"asyncio  {words}", f"trio     {words}"]
