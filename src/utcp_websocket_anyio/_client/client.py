@@ -1,12 +1,13 @@
 """A UTCP client for asyncio and trio.
 
-`AnyioUtcpClient` is core's `UtcpClientImplementation` with four things replaced, each where core's own would not do:
+`AnyioUtcpClient` is core's `UtcpClientImplementation` with five things replaced, each where core's own would not do:
 
 - ``_register_each`` and ``_close_owned_protocols``, because core gathers with asyncio;
 - creation (`open_client`, `AnyioUtcpClient.create`), because core's clean-up is not shielded from cancellation;
 - ``call_tool`` and ``call_tool_streaming``, because core copies the tool and builds its template anew at each call, and
   leaves the stream of a protocol open;
-- ``_protocol_for``, to surround the protocols of other plugins (`foreign`).
+- ``_substitute_call_template_variables`` and what lists variables, because core scans values again (`variables`);
+- ``_protocol_for``, to put an adapter around the protocols of other plugins (`plugin_protocols`).
 
 Everything else is core's code.
 """
@@ -64,27 +65,28 @@ async def open_client(
     *,
     network: NetworkSettings | None = None,
 ) -> AsyncIterator[AnyioUtcpClient]:
-    """A UTCP client for the length of a block, on asyncio and on trio::
+    """Open a UTCP client, on asyncio or on trio; it is closed when the block exits::
 
         async with open_client({"manual_call_templates": [...]}) as client:
             result = await client.call_tool("manual.tool", {"x": 1})
 
-    The manuals of the configuration are registered in parallel before the block begins; one that cannot be is logged,
-    as the stock client does. The client's WebSocket connections and their tasks belong to the block. Leaving it closes
-    every protocol that the client created; calls that still run then fail.
+    The manuals of the configuration are registered concurrently before the block is entered; failures are logged and
+    skipped, as in `UtcpClient`. The client's WebSocket connections and their tasks belong to the block. Leaving it
+    closes every protocol that the client created; calls that still run then fail.
 
     A repository of type ``in_memory`` becomes an `AnyioToolRepository` in the configuration, on the same contents.
 
     Cancelling it, or an error in the block, aborts the connections; other plugins' protocols get 2 s to close.
 
     Args:
-        config: A configuration, its JSON form, or the path of a file with that.
+        config: A configuration, its JSON form, a call template, a manual, a list of these, or the path of a file with
+            one of these.
         root_dir: What plugins resolve relative paths from; None: the working directory.
         network: How this client's WebSocket protocol reaches the network; None: as `configure` says.
 
     Raises:
         UtcpSerializerValidationError: The configuration is not valid.
-        ValueError: Its file cannot be read.
+        ValueError: Its file cannot be read, or it is none of these.
         UtcpVariableNotFound: A variable in it has no value.
         UtcpProtocolCloseError: Protocols failed to close, after all were asked to.
     """
@@ -99,8 +101,12 @@ class AnyioUtcpClient(UtcpClientImplementation):
     It does what the stock client does, with less work per call. In addition, ``${name}`` in a WebSocket tool's call
     template is an argument where the tool declares that input, whatever the protocol of its manual.
 
-    Cancelling a method ends what it does. Of a manual whose registration is cancelled nothing stays; of several, those
-    stay that were registered before.
+    It belongs to the event loop that it was opened in; other threads use it through anyio's `BlockingPortal`.
+
+    Variables: a value is put in as it is, and never scanned again (`UtcpClient` scans it, at each call).
+
+    Cancelling a method ends what it does. If a registration is cancelled, that manual leaves nothing behind; manuals
+    registered earlier stay.
     """
 
     def __init__(self, config: UtcpClientConfig, variable_substitutor: VariableSubstitutor, root_dir: str) -> None:
@@ -195,7 +201,7 @@ class AnyioUtcpClient(UtcpClientImplementation):
 
     async def _close_owned_protocols(self) -> None:
         owned = self._own_comm_protocols_by_type
-        results = await _settle([_surrounded(protocol, kind).close for kind, protocol in owned.items()])
+        results = await _settle([_adapted(protocol, kind).close for kind, protocol in owned.items()])
         failures = [result for result in results if isinstance(result, BaseException)]
         if failures:
             raise UtcpProtocolCloseError(failures, len(results))
@@ -261,7 +267,7 @@ class AnyioUtcpClient(UtcpClientImplementation):
         return self._variables.put_in(call_template, values)
 
     def _protocol_for(self, call_template_type: str) -> CommunicationProtocol:
-        return _surrounded(super()._protocol_for(call_template_type), call_template_type)
+        return _adapted(super()._protocol_for(call_template_type), call_template_type)
 
     # Calls
 
@@ -373,7 +379,7 @@ async def _settle(calls: Sequence[Callable[[], Awaitable[Result]]]) -> list[Resu
             # Not ours if it comes from inside the call, as on asyncio it can.
             results[index] = error
             raise
-        except BaseException as error:  # noqa: BLE001 - raised below, where it cannot end up in a group
+        except BaseException as error:  # noqa: BLE001 - in a task of asyncio it would end the event loop itself
             fatal.append(error)
             task_group.cancel_scope.cancel()
 
@@ -385,7 +391,7 @@ async def _settle(calls: Sequence[Callable[[], Awaitable[Result]]]) -> list[Resu
     return results
 
 
-def _surrounded(protocol: CommunicationProtocol, call_template_type: str) -> CommunicationProtocol:
+def _adapted(protocol: CommunicationProtocol, call_template_type: str) -> CommunicationProtocol:
     if isinstance(protocol, WebSocketCommunicationProtocol):
         return protocol
     return PluginProtocolAdapter(protocol, call_template_type)

@@ -7,7 +7,6 @@ declare are arguments, and a remote manual names no loopback address. And on tri
 from __future__ import annotations
 
 import logging
-import types
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +27,21 @@ __all__ = ["PluginProtocolAdapter"]
 _log = logging.getLogger(__name__)
 
 # What asyncio says outside of its loop, and trio when it is handed one of asyncio's futures.
-_SYMPTOMS = ("no running event loop", "no current event loop", "unrecognized yield message")
+_SYMPTOMS = (
+    "no running event loop",
+    "no current event loop",
+    "should be used inside a task",
+    "unrecognized yield message",
+    *(f"'NoneType' object has no attribute '{method}'" for method in ("call_later", "call_soon", "create_future")),
+)
 
 
 class PluginProtocolAdapter(CommunicationProtocol):
-    """A protocol that this package did not write; it is not changed, only surrounded.
+    """Adapter around another plugin's protocol, which itself is not changed.
 
     Raises, besides what the protocol raises:
         RuntimeError: On trio: the protocol needs asyncio.
-        WebSocketSecurityError: Registering a manual from a remote origin with a WebSocket tool on loopback.
+        WebSocketSecurityError: Registering a manual from a remote origin with a tool on loopback or a trusted host.
     """
 
     def __init__(self, protocol: CommunicationProtocol, call_template_type: str) -> None:
@@ -56,9 +61,11 @@ class PluginProtocolAdapter(CommunicationProtocol):
             if sniffio.current_async_library() != "asyncio" and any(map(_is_symptom, result.errors)):
                 raise RuntimeError(self._needs_asyncio)
             return result
-        origin = getattr(manual_call_template, "url", None)
-        if isinstance(origin, str):
-            check_manual_origin(origin, result.manual.tools)
+        # A plugin names the place of its manuals in one of these; one without a place read it on this machine.
+        for field in ("url", "host"):
+            origin = getattr(manual_call_template, field, None)
+            if isinstance(origin, str):
+                check_manual_origin(origin if "://" in origin else f"x://{origin}", result.manual.tools)
         result.manual.tools = [declare_tool_inputs(tool) for tool in result.manual.tools]
         return result
 
@@ -127,22 +134,14 @@ def _is_symptom(text: str) -> bool:
 
 
 def _lacks_asyncio(error: BaseException) -> bool:
-    """Whether an error, or one that it was made of, was raised for want of asyncio's loop."""
+    """True if an error, or one that it was made of, was caused by the missing asyncio event loop."""
     if sniffio.current_async_library() == "asyncio":
         return False
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
-        if _is_symptom(str(cause)) or _raised_in(cause).partition(".")[0] == "asyncio":
+        if _is_symptom(str(cause)):
             return True
         cause = cause.__cause__ or cause.__context__
     return False
-
-
-def _raised_in(error: BaseException) -> str:
-    """The name of the module whose code raised an error."""
-    traceback: types.TracebackType | None = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", ""))

@@ -23,7 +23,10 @@ async def single_error_task_group() -> AsyncIterator[TaskGroup]:
         async with anyio.create_task_group() as task_group:
             try:
                 yield task_group
-            except BaseException as error:  # noqa: ASYNC103, BLE001 - raised again below
+            except anyio.get_cancelled_exc_class():
+                # It belongs to this task group's scope or to one around it, and never comes out in a group.
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised again below
                 # Raised inside the task group it would come out in a group.
                 failure = error
                 task_group.cancel_scope.cancel()

@@ -13,6 +13,7 @@ import anyio
 import anyio.abc
 import click
 
+from .._connections.task_groups import single_error_task_group
 from .failures import INTERRUPTED
 
 __all__ = ["beside", "run"]
@@ -38,16 +39,10 @@ def run(function: Callable[[], Awaitable[Result]], *, backend: str) -> Result:
 @asynccontextmanager
 async def beside(function: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
     """Run a function in the background of a block, whose errors come out as themselves and not in a group."""
-    failure: BaseException | None = None
-    async with anyio.create_task_group() as task_group:
+    async with single_error_task_group() as task_group:
         task_group.start_soon(function)
-        try:
-            yield
-        except BaseException as error:  # noqa: ASYNC103, BLE001 - raised again below
-            failure = error
+        yield
         task_group.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
 
 
 async def _until_signal(function: Callable[[], Awaitable[Result]]) -> Result:
@@ -56,19 +51,17 @@ async def _until_signal(function: Callable[[], Awaitable[Result]]) -> Result:
         return await function()
     results: list[Result] = []
     received: list[int] = []
-    failure: BaseException | None = None
-    async with anyio.create_task_group() as task_group:
-        await task_group.start(_wait_for_signal, task_group.cancel_scope, received)
-        try:
+    try:
+        async with single_error_task_group() as task_group:
+            await task_group.start(_wait_for_signal, task_group.cancel_scope, received)
             results.append(await function())
-        except BaseException as error:  # noqa: ASYNC103, BLE001 - raised again below
-            # Raised inside the task group it would come out as an exception group.
-            failure = error
-        task_group.cancel_scope.cancel()
+            task_group.cancel_scope.cancel()
+    except Exception:
+        if not received:
+            raise
+        # It is what the cancellation has made of the function.
     if received:
         raise click.exceptions.Exit(128 + received[0])
-    if failure is not None:
-        raise failure
     return results[0]
 
 

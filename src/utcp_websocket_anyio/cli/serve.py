@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import click
 
+from .._connections.task_groups import single_error_task_group
 from .._server.server import ToolServer
 from .command import Command
 from .failures import Failure
@@ -101,18 +102,13 @@ class Published:
 
 
 async def _serve(published: Published, host: str, port: int, as_json: bool) -> None:
-    failure: BaseException | None = None
-    async with anyio.create_task_group() as task_group:
+    async with single_error_task_group() as task_group:
         try:
             await task_group.start(published.server.serve, host, port)
-            _announce(published, as_json=as_json)
-            await anyio.sleep_forever()
         except OSError as error:
-            # Raised inside the task group it would come out as an exception group.
-            failure = Failure(f"cannot listen at {host}, port {port}: {error.strerror or error}")
-            task_group.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+            raise Failure(f"cannot listen at {host}, port {port}: {error.strerror or error}") from None
+        _announce(published, as_json=as_json)
+        await anyio.sleep_forever()
 
 
 def _announce(published: Published, *, as_json: bool) -> None:
