@@ -24,7 +24,7 @@ EVERYWHERE = Scope(message=True, item=True, gap=True)
 
 def context(captured: dict[str, Any] | None = None, /, **args: Any) -> RenderContext:
     made = RenderContext(args, "tool", captured=captured)
-    made._now.append(INSTANT)
+    made._step[0] = INSTANT
     return made
 
 

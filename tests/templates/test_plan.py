@@ -571,7 +571,9 @@ def test_every_field_has_a_role_and_objects_have_a_shape_in_the_json_schema() ->
     assert properties["auto_reply"]["deprecated"]
 
 
-def test_a_plan_is_immutable() -> None:
-    made = plan()
+def test_a_plan_is_immutable_and_shows_no_secret() -> None:
+    made = plan(auth={"auth_type": "api_key", "api_key": "hunter2"}, url="wss://h/p?k=hunter2", protocol="hunter2")
+    assert repr(made) == "<Plan for wss://h/p>"
+    assert "hunter2" not in repr(made.settings)
     with pytest.raises(dataclasses.FrozenInstanceError):
         made.timeout = 5  # type: ignore[misc]

@@ -35,7 +35,7 @@ from utcp.interfaces.serializer import Serializer
 from .._net.auth import check_credentials
 from .._net.security import check_header, check_http_url, check_websocket_url
 from .fields import FIELDS, OLD_NAMES, CallTemplateFields
-from .json_values import check_json, copy_json, is_mutable
+from .json_values import IMMUTABLE, check_json, copy_json
 from .placeholders import RenderContext, Scope
 from .plan import CombinationError, Plan, compile_plan
 from .spelling import near_or_shown_name
@@ -172,7 +172,9 @@ class WebSocketCallTemplate(CallTemplateFields):  # noqa: PLW1641 - mutable, so 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> WebSocketCallTemplate:
         # The stock client copies templates at every call. Copies share what is compiled, which never changes.
         copied = copy.copy(self)
-        copied.__dict__.update(_copy_of({name: value for name, value in self.__dict__.items() if is_mutable(value)}))
+        copied.__dict__.update(
+            {name: _copied(value) for name, value in self.__dict__.items() if type(value) not in IMMUTABLE}
+        )
         if memo is not None:
             memo[id(self)] = copied
         return copied
@@ -447,7 +449,11 @@ def _substituted(value: Any, variables: Mapping[str, str]) -> Any:
 
 
 def _copy_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.model_copy() if isinstance(value, Auth) else copy_json(value) for name, value in fields.items()}
+    return {name: value if type(value) in IMMUTABLE else _copied(value) for name, value in fields.items()}
+
+
+def _copied(value: Any) -> Any:
+    return value.model_copy() if isinstance(value, Auth) else copy_json(value)
 
 
 def _reason(location: tuple[int | str, ...], text: str) -> str:

@@ -9,10 +9,11 @@ from typing import Any
 from utcp.data.auth import Auth
 from utcp.data.tool import Tool
 
-__all__ = ["check_json", "copy_json", "equal_json", "is_mutable"]
+__all__ = ["IMMUTABLE", "check_json", "copy_json", "equal_json"]
 
 _MAX_DEPTH = 100
-_IMMUTABLE = frozenset({str, int, float, bool, type(None)})
+IMMUTABLE = frozenset({str, int, float, bool, type(None)})
+"""The types of scalars: a copy may be the same object."""
 
 
 def check_json(value: Any, where: str, depth: int = 0) -> None:
@@ -42,7 +43,7 @@ def check_json(value: Any, where: str, depth: int = 0) -> None:
 
 def copy_json(value: Any) -> Any:
     """A copy of a JSON value; UTCP's own objects in it stay the same ones."""
-    if type(value) in _IMMUTABLE:
+    if type(value) in IMMUTABLE:
         return value
     if isinstance(value, dict):
         return {key: copy_json(item) for key, item in value.items()}
@@ -51,17 +52,12 @@ def copy_json(value: Any) -> Any:
     return value if isinstance(value, (Auth, Tool)) else copy.deepcopy(value)
 
 
-def is_mutable(value: Any) -> bool:
-    """True if a copy has to be another object."""
-    return type(value) not in _IMMUTABLE
-
-
 def equal_json(one: Any, other: Any) -> bool:
     """Equality of JSON values: numbers by value, and a boolean is not a number.
 
     Without recursion: how deep a message is nested is up to a stranger.
     """
-    if type(one) in _IMMUTABLE or type(other) in _IMMUTABLE:
+    if type(one) in IMMUTABLE or type(other) in IMMUTABLE:
         return _equal_scalars(one, other)
     pending = [(one, other)]
     while pending:

@@ -188,6 +188,9 @@ def compile_message(value: Any, where: str, scope: Scope = CALL) -> MessageTempl
         parts = parse(value, where, scope)
         if is_single_placeholder(parts):
             return _WholeMessage(value, where, placeholders_of(parts)[0])
+        for part in parts:
+            if isinstance(part, str):
+                _checked(part, where)
         return _SlottedMessage(value, where, placeholders_of(parts), text_slots(parts), is_text=True)
     if not isinstance(value, (dict, list)):
         raise ValueError(f"{where}: must be a string, an object or a list")

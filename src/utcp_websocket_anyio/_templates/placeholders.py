@@ -121,13 +121,9 @@ class RenderContext:
         message: The message at hand.
         item: One of the items of a list.
         gap: Seconds that a stream was without a connection.
-        memo: What was made of this call's values and is needed again, such as a compiled pattern, by its owner. It
-            ends with the call: no cache of the process may hold what belongs to a call.
     """
 
-    __slots__ = (
-        "_now", "_step_id", "_uuid", "args", "call_id", "captured", "gap", "item", "memo", "message", "tool_name",
-    )  # fmt: skip
+    __slots__ = ("_call", "_step", "args", "call_id", "captured", "gap", "item", "message", "tool_name")
 
     def __init__(
         self,
@@ -145,27 +141,36 @@ class RenderContext:
         self.message: Final[Message | None] = None
         self.item: Final[Any] = MISSING
         self.gap: Final[float | None] = None
-        # Cells: one value each, or none yet.
-        self._uuid: Final[list[str]] = []
-        self._now: Final[list[datetime]] = []
-        self._step_id: Final[list[int | Callable[[], int] | None]] = [next_step_id]
-        self.memo: Final[dict[object, Any]] = {}
+        # Cells, each with what is known so far: the call's UUID and memo; the step's instant and number.
+        self._call: Final[list[Any]] = [None, None]
+        self._step: Final[list[Any]] = [None, next_step_id]
 
     @property
     def uuid(self) -> str:
         """One UUID4 per call, made when it is first asked for."""
-        cell = self._uuid
-        if not cell:
-            cell.append(str(uuid.uuid4()))
-        return cell[0]
+        cell = self._call
+        if cell[0] is None:
+            cell[0] = str(uuid.uuid4())
+        return cell[0]  # type: ignore[no-any-return]
+
+    @property
+    def memo(self) -> dict[object, Any]:
+        """What was made of this call's values and is needed again, such as a compiled pattern, by its owner.
+
+        It ends with the call: no cache of the process may hold what belongs to a call.
+        """
+        cell = self._call
+        if cell[1] is None:
+            cell[1] = {}
+        return cell[1]  # type: ignore[no-any-return]
 
     @property
     def time(self) -> datetime:
         """The instant of this context, in UTC; taken when it is first asked for."""
-        cell = self._now
-        if not cell:
-            cell.append(datetime.now(UTC))
-        return cell[0]
+        cell = self._step
+        if cell[0] is None:
+            cell[0] = datetime.now(UTC)
+        return cell[0]  # type: ignore[no-any-return]
 
     @property
     def now(self) -> str:
@@ -175,10 +180,10 @@ class RenderContext:
     @property
     def step_id(self) -> int:
         """A number of this step's own, taken from its connection when it is first asked for."""
-        cell = self._step_id
-        known = cell[0]
+        cell = self._step
+        known = cell[1]
         if not isinstance(known, int):
-            known = cell[0] = 0 if known is None else known()
+            known = cell[1] = 0 if known is None else int(known())
         return known
 
     def replace(
@@ -200,10 +205,8 @@ class RenderContext:
         context.message = self.message if message is MISSING else message
         context.item = self.item if item is MISSING else item
         context.gap = self.gap if gap is MISSING else gap
-        context._uuid = self._uuid
-        context._now = self._now
-        context._step_id = self._step_id
-        context.memo = self.memo
+        context._call = self._call
+        context._step = self._step
         return context  # type: ignore[no-any-return]
 
     def for_step(
@@ -215,8 +218,7 @@ class RenderContext:
             next_step_id: Called once, and only if the step uses ``{{step_id}}``.
         """
         context: Any = self.replace(call_id=call_id, captured=captured)
-        context._now = []
-        context._step_id = [next_step_id]
+        context._step = [None, next_step_id]
         return context  # type: ignore[no-any-return]
 
 

@@ -326,6 +326,9 @@ class ConnectionSettings:
     def __hash__(self) -> int:
         return hash(self.key)
 
+    def __repr__(self) -> str:
+        return f"<ConnectionSettings {self.key[:8]}>"
+
     @property
     def parts(self) -> tuple[CompiledTemplate, ...]:
         """All templates in it."""
@@ -464,6 +467,9 @@ class Plan:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         return self
+
+    def __repr__(self) -> str:
+        return f"<Plan for {display_url(str(self.url.source))}>"
 
     # Arguments
 
@@ -699,7 +705,8 @@ class _Compiler:
         called += answers
         if on_response is not None:
             called += on_response.parts
-        for step in _steps_of_resume(resume):
+        moved = [handler.resume.members for handler in settings.on_message if handler.resume is not None]
+        for step in [step for one in (resume, *moved) for step in _steps_of_resume(one)]:
             called += step.parts
         if resume is not None and resume.gap_item is not None:
             called.append(resume.gap_item)
@@ -957,6 +964,9 @@ class _Compiler:
         for handler in handlers:
             own = _computed(handler.compute) | frozenset(handler.capture)
             _check_known(handler.parts, connection | own)
+            if handler.resume is not None:
+                moved = _steps_of_resume(handler.resume.members)
+                _check_known([part for step in moved for part in step.parts], call | _made(moved))
         if settings.heartbeat is not None:
             _check_known(settings.heartbeat.parts, connection)
         _check_known([part for step in settings.on_close for part in step.parts], connection)

@@ -81,6 +81,7 @@ def compile_url(url: str, where: str, scope: Scope = CALL) -> UrlTemplate:
     Raises:
         ValueError: A placeholder stands before the path, or the URL has a fragment (RFC 6455, section 3).
     """
+    percent_encoded(url, where)  # for what cannot be encoded
     parts = parse(url, where, scope)
     first = parts[0] if parts else ""
     if isinstance(first, Placeholder) and first.kind in ("captured.", "$", "constant"):
