@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from typing import Any
 
 import anyio
 import pytest
+import trustme
 from support.fault_proxy import FaultProxy, fault_proxy
 from support.peers import Peer, peer
 from support.protocol import pool_of, template
@@ -44,7 +46,19 @@ MODES: dict[str, dict[str, Any]] = {
     "filtered": {"message_filter": {"id": "{{uuid}}"}},
     "multiplexed": {"multiplex": True, "message_filter": {"id": "{{uuid}}"}},
     "compressed": {"compression": "deflate", "compression_threshold": 0},
+    "over TLS": {},
+    "multiplexed over TLS": {"multiplex": True, "message_filter": {"id": "{{uuid}}"}},
 }
+
+
+@pytest.fixture(scope="module")
+def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """TLS for the server, and for a client that trusts it."""
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(client)
+    return server, client
 
 
 async def answer(peer: Peer) -> None:
@@ -127,16 +141,18 @@ async def call_again_and_again(
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("mode", MODES)
 async def test_whatever_the_network_does_each_answer_belongs_to_its_call_and_nothing_is_left(
-    mode: str, seed: int, record_property: Any
+    mode: str, seed: int, tls: tuple[ssl.SSLContext, ssl.SSLContext], record_property: Any
 ) -> None:
+    server, client = tls if mode.endswith("over TLS") else (None, None)
     outcomes: Counter[str] = Counter()
     with anyio.fail_after(50):
         async with (
-            peer(patiently) as url,
+            peer(patiently, tls=server) as url,
             fault_proxy(int(url.rsplit(":", 1)[1].strip("/")), seed=seed, harm=0.3) as proxy,
-            WebSocketCommunicationProtocol() as protocol,
+            WebSocketCommunicationProtocol(ssl_context=client) as protocol,
         ):
-            call_template = template(f"ws://127.0.0.1:{proxy.port}/", **COMMON, **MODES[mode])
+            scheme = url.partition(":")[0]
+            call_template = template(f"{scheme}://127.0.0.1:{proxy.port}/", **COMMON, **MODES[mode])
             async with trouble(proxy, seed), anyio.create_task_group() as callers:
                 for caller in range(CALLERS):
                     callers.start_soon(call_again_and_again, protocol, call_template, 1000 * seed + caller, outcomes)
