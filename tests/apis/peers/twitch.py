@@ -103,11 +103,10 @@ class Twitch(Peer):
             await conn.close(4001, "client sent inbound traffic")
 
     async def keep(self, conn: Conn) -> None:
-        await asyncio.sleep(EVERY)
-        if not conn.found:
-            self.count("unused")
-            await conn.close(4003, "connection unused")
-        while True:
+        for beat in range(10**9):
+            if beat == 2 and not conn.found:
+                self.count("unused")
+                await conn.close(4003, "connection unused")
             if not conn.said:
                 await self.say(conn, "session_keepalive", {})
             conn.said = False
