@@ -75,7 +75,16 @@ class WebSocketConnectionError(WebSocketError, ConnectionError):
 
 
 class WebSocketAuthError(WebSocketConnectionError, PermissionError):
-    """The endpoint, its token endpoint or its login exchange refused the credentials."""
+    """The endpoint, its token endpoint or its login exchange refused the credentials.
+
+    Attributes:
+        response: The message or HTTP body that refused a login: its JSON value if it is JSON, else its text or bytes;
+            None if there was none.
+    """
+
+    def __init__(self, message: str, *, response: Any = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.response = response
 
 
 class WebSocketTimeoutError(WebSocketError, TimeoutError):

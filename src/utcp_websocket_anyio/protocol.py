@@ -50,12 +50,13 @@ from ._net.security import display_url
 from ._net.settings import NetworkSettings
 from ._net.transport import Network
 from ._templates.call_template import WebSocketCallTemplate
+from ._templates.placeholders import RenderContext
 from .errors import MissingArgumentError, WebSocketError
 
 if TYPE_CHECKING:
     from utcp.utcp_client import UtcpClient
 
-    from ._templates.plan import Plan
+    from ._templates.plan import Endpoint, Plan
 
 __all__ = ["WebSocketCommunicationProtocol"]
 
@@ -255,11 +256,23 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         plan = _plan(template)
         runtime.counters.calls += 1
         manual, name = self._split(tool_name, template)
-        missing = plan.arguments - tool_args.keys()
+        session = self._open_session(runtime, plan, name, tool_args, manual)
+        missing = plan.missing_arguments(tool_args, on_open_session=session is not None)
         if missing:
             tool = await self._known_tool(caller, tool_name)
             tool_args = _with_defaults(tool, tool_args, missing, template)
-        return prepare(plan, name, tool_args, manual=manual)
+            session = self._open_session(runtime, plan, name, tool_args, manual)
+        return prepare(plan, name, tool_args, manual=manual, session=session)
+
+    @staticmethod
+    def _open_session(
+        runtime: Runtime, plan: Plan, tool: str, tool_args: Mapping[str, Any], manual: str
+    ) -> Endpoint | None:
+        """The endpoint of the call's session if that has a connection: the URL's arguments are not needed then."""
+        if plan.session is None:
+            return None
+        session = plan.session_of(RenderContext(tool_args, tool))
+        return None if session is None else runtime.pool.session_endpoint(manual, session)
 
     def _split(self, tool_name: str, template: WebSocketCallTemplate) -> tuple[str, str]:
         """The names of the manual and of the tool in it."""

@@ -194,7 +194,8 @@ async def test_without_the_declaration_a_deadline_is_an_error_also_in_a_stream(m
 
     async with peer_in_memory(script, monkeypatch) as url, WebSocketCommunicationProtocol() as protocol:
         began = anyio.current_time()
-        stream = protocol.call_tool_streaming(None, "manual.t", {}, template(url, listen_only=True, timeout=20))
+        pushed = template(url, listen_only=True, response_timeout=20)
+        stream = protocol.call_tool_streaming(None, "manual.t", {}, pushed)
         assert await stream.__anext__() == "1"
         with pytest.raises(WebSocketTimeoutError) as caught:
             await stream.__anext__()

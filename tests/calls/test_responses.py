@@ -17,6 +17,12 @@ LABEL = "wss://example.com/"
 MINE = "the call's own"
 
 
+def meaning(data: Any, **fields: Any) -> Meaning:
+    plan = WebSocketCallTemplate.model_validate({"name": "manual", "url": LABEL, **fields}).plan
+    context = RenderContext({}, "tool")
+    return ResponseClassifier(plan, context, streaming=True, display_url=LABEL).classify(Message(json.dumps(data)))
+
+
 def judged(data: Any, *, streaming: bool = False, **fields: Any) -> Any:
     """What a message means: SKIP, END, or the value of a response.
 
@@ -63,13 +69,35 @@ def test_the_end_filter_comes_before_the_message_filter_and_is_no_response() -> 
 
 
 @pytest.mark.parametrize(
-    ("data", "response"), [('{"a": "x"}', {"a": "x"}), ("error: x", "error: x"), (b"error: \xff", b"error: \xff")]
+    ("data", "text"),
+    [
+        ('{"error": "no such city"}', "no such city"),
+        ('{"error": {"code": -32601, "message": "no method"}}', "-32601: no method"),
+        ('{"error": {"message": "no method"}, "code": "E1"}', "E1: no method"),
+        ('{"code": 60012, "message": "illegal request"}', "60012: illegal request"),
+        ('{"a": "error"}', '{"a": "error"}'),
+        ("error: \x1b[2J", "error: \\x1b[2J"),
+        ("error " + "x" * 1000, "error " + "x" * 494 + "…"),
+    ],
 )
-def test_a_tool_error_holds_the_message_and_does_not_show_it(data: str | bytes, response: Any) -> None:
+def test_a_tool_error_says_what_the_server_said(data: str | bytes, text: str) -> None:
     with pytest.raises(WebSocketToolError) as raised:
-        judged(data, error_filter={"$or": ["error", {"a": "x"}, {"$hex": b"error".hex()}]})
-    assert raised.value.response == response
-    assert "x" not in str(raised.value).replace("example", "").replace("exchange", "")
+        judged(data, error_filter={"$regex": "error|message"}, response_format="json")
+    assert raised.value.args[0] == text
+
+
+def test_error_result_is_the_text_of_a_tool_error_if_it_gives_something() -> None:
+    fields: dict[str, Any] = {"error_filter": {"event": "error"}, "error_result": {"path": "msg"}}
+    for data, text in (({"event": "error", "msg": "bad sign"}, "bad sign"), ({"event": "error"}, '{"event": "error"}')):
+        with pytest.raises(WebSocketToolError) as raised:
+            judged(data, **fields)
+        assert raised.value.args[0] == text
+
+
+def test_a_last_filter_marks_a_response_that_is_also_the_end() -> None:
+    fields: dict[str, Any] = {"last_filter": {"final": True}, "end_filter": {"final": True}, "message_filter": {"a": 1}}
+    assert meaning({"final": True}, **fields) is Meaning.LAST
+    assert meaning({"a": 1}, **fields) is Meaning.RESPONSE
 
 
 def test_the_filters_know_the_arguments_and_the_uuid_of_the_call() -> None:

@@ -33,7 +33,9 @@ class Opener:
     gate: anyio.Event | None = None
     attempts: int = 0
 
-    async def __call__(self, endpoint: FakeEndpoint, plan: FakePlan, tasks: Any) -> FakeConnection:
+    async def __call__(
+        self, endpoint: FakeEndpoint, plan: FakePlan, context: Any, tasks: Any, *, carried: Any
+    ) -> FakeConnection:
         self.attempts += 1
         if self.gate is None:
             await checkpoint()
@@ -61,7 +63,7 @@ async def pool_with(opener: Opener) -> AsyncIterator[Pool]:
 async def get(pool: Pool, endpoint: Any, plan: Any = None, *, reject_stray: bool = True) -> Any:
     plan = plan or FakePlan()
     connection = pool.claim(endpoint, reject_stray=reject_stray)
-    return connection or await pool.acquire(endpoint, plan, reject_stray=reject_stray)
+    return connection or await pool.acquire(endpoint, plan, cast(Any, None), reject_stray=reject_stray)
 
 
 async def test_a_released_connection_is_used_again() -> None:

@@ -62,7 +62,7 @@ class PoolMachine(RuleBasedStateMachine):
             await self.end.wait()
             await self.pool.aclose()
 
-    async def connect(self, endpoint: Any, plan: Any, tasks: Any) -> FakeConnection:
+    async def connect(self, endpoint: Any, plan: Any, context: Any, tasks: Any, *, carried: Any) -> FakeConnection:
         future: asyncio.Future[FakeConnection] = self.loop.create_future()
         self.opening.append(future)
         try:
@@ -98,7 +98,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def ask(self) -> None:
         acquire: Any = self.pool.acquire(
-            cast(Any, FakeEndpoint()), cast(Any, FakePlan(max_connections=CAPACITY)), reject_stray=True
+            cast(Any, FakeEndpoint()), cast(Any, FakePlan(max_connections=CAPACITY)), cast(Any, None), reject_stray=True
         )
         self.callers.append(self.loop.create_task(acquire))
         self.turn()

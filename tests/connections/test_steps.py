@@ -11,7 +11,7 @@ from support.protocol import entered, template, until_idle
 
 from utcp_websocket_anyio import (
     WebSocketAuthError,
-    WebSocketProtocolError,
+    WebSocketConnectionError,
     WebSocketTimeoutError,
     WebSocketToolError,
 )
@@ -74,14 +74,15 @@ async def test_a_rejected_login_is_an_auth_error_and_leaves_no_connection() -> N
         await peer.handshake()
         await peer.send({"type": "auth_required"})
         await peer.receive()
-        await peer.send({"type": "auth_invalid", "secret": "hunter2"})
+        await peer.send({"type": "auth_invalid", "code": 7, "message": "wrong\npassword"})
         await peer.until_gone()
         gone.set()
 
     async with entered() as protocol, peer(script) as url:
-        with pytest.raises(WebSocketAuthError, match=r"on_connect\[1\]") as caught:
+        with pytest.raises(WebSocketAuthError, match="rejected step 2 of on_connect: 7: wrong") as caught:
             await protocol.call_tool(None, "manual.t", {}, template(url, **LOGIN))
-        assert "hunter2" not in str(caught.value)
+        assert caught.value.response["type"] == "auth_invalid"
+        assert "\n" not in str(caught.value)
         await gone.wait()
 
 
@@ -104,7 +105,7 @@ async def test_what_a_login_should_capture_has_to_be_there() -> None:
         await peer.send({"type": "auth_ok"})
 
     async with entered() as protocol, peer(script) as url:
-        with pytest.raises(WebSocketProtocolError, match=r"data"):
+        with pytest.raises(WebSocketConnectionError, match=r"step 2 of on_connect failed: .*data\.id"):
             await protocol.call_tool(None, "manual.t", {}, template(url, **LOGIN))
 
 
@@ -125,7 +126,7 @@ async def test_before_goes_ahead_of_each_request_with_its_arguments() -> None:
         call_template = template(url, before=steps, message="SELECT {{args.db}}")
         for db in ("one", "two"):
             assert await protocol.call_tool(None, "manual.t", {"db": db}, call_template) == f"SELECT {db}"
-        with pytest.raises(WebSocketToolError, match=r"before\[0\]") as caught:
+        with pytest.raises(WebSocketToolError, match=r"step 1 of before: .*bad") as caught:
             await protocol.call_tool(None, "manual.t", {"db": "bad"}, call_template)
         assert caught.value.response == {"refused": "bad"}
         await until_idle(protocol, 0)

@@ -22,6 +22,8 @@ class FakeEndpoint:
     manual: str = "manual"
     display_url: str = "ws://127.0.0.1/"
     settings: FakeConnectionSettings = FakeConnectionSettings()
+    session: str | None = None
+    single_use: bool = False
 
 
 @dataclass
@@ -41,6 +43,9 @@ class FakeConnection:
         self.settings = settings
         self.is_shared = settings.multiplex
         self.is_in_use = False
+        self.is_leaving = False
+        self.keeps_messages = False
+        self.ends_session = False
         self.wire = FakeWire()
         self.error: WebSocketError | None = None
         self.retired = False
@@ -48,6 +53,7 @@ class FakeConnection:
         self.may_get_stray_response = False
         self.has_unread_data = False
         self.on_lost: Any = None
+        self.on_leaving: Any = None
         self.may_close = anyio.Event()
         self.may_close.set()
         self.closed = anyio.Event()
@@ -59,6 +65,9 @@ class FakeConnection:
     @property
     def is_over(self) -> bool:
         return not self.is_available
+
+    def can_be_shared(self, farewell: Any) -> bool:
+        return self.is_available
 
     def start(self) -> None:
         pass

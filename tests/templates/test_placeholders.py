@@ -636,7 +636,7 @@ def test_a_message_that_depends_on_the_connection_is_tried_before_there_is_one(p
     message: dict[str, Any] = {"100%": part + " {{args.a}}"} if together else {"100%": part, "a": "{{args.a}}"}
     request = prepared({"a": "50%s"}, message=message, before=steps)
     assert isinstance(request.message, BoundMessage)
-    sent = json.loads(request.message.encode(request.values.replace(call_id=7, captured={"session": 7})))
+    sent = json.loads(request.message.encode(request.context.replace(call_id=7, captured={"session": 7})))
     assert sent == ({"100%": "7 50%s"} if together else {"100%": 7, "a": "50%s"})
     with pytest.raises(ValueError, match="Out of range float"):
         prepared({"a": math.nan}, message=message, before=steps)

@@ -1,57 +1,75 @@
-"""One request and its responses, from sending the first message to the end of the exchange.
+"""One call or stream: its responses, its count, its end.
 
-An exchange talks to a `Channel`, which either kind of connection gives it, and has no branch for the kind. Messages
-come to it by one way, `accept`, which is called where a message is read and decides at once what it means:
+What happens on a connection is the business of a *leg* (`leg`): the steps before the request, the request, the
+farewell. The exchange has what the caller sees. Messages come to it by one way, `accepted`, which is called where a
+message is read and decides at once what it means; what means something waits in a bounded queue until the caller takes
+it, with `collect` for a call or `open` and `next` for a stream.
 
-=========  ==========================================================================================
-state      what `accept` does with a message
-=========  ==========================================================================================
-OPENING    keeps it for the step that waits, or for the exchange's own filters
-RUNNING    classifies it (`responses`); what means something waits in a bounded queue for the caller
-later      drops it
-=========  ==========================================================================================
+What ends an exchange (its `State` tells which it was):
 
-The caller takes from that queue, with `collect` for a call or `open` and `next` for a stream, and waits on the channel
-while it is empty. What ends an exchange from outside, its deadline (see `deadlines`) or a close of its connection on
-this side, is recorded in its state, and the wait that it is in is interrupted.
+1. The server, with a message: an error, the last response, the end, or the last of a fixed number. The connection stays
+   good.
+2. A close or the loss of the connection. An open-ended exchange may end well by it; a stream may resume.
+3. Silence or duration, for open-ended exchanges.
+4. Its deadline (see `deadlines`), or a close of its connection on this side.
+5. The caller, who leaves.
+
+Whatever it is, the connection is let go of in that moment (`_let_go`): with a farewell, if the template has one and the
+server has not ended the exchange; back to the pool or closed, if it has not.
+
+A stream with `resume` survives the loss of its connection: a task of the pool opens another one and begins a new leg on
+it, while the caller waits. If the server asks for the move, the old leg is read until the new one runs.
 """
 
 from __future__ import annotations
 
 import enum
+import logging
 import math
-from collections import ChainMap, deque
+from collections import deque
+from collections.abc import Collection, Mapping, MutableMapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.lowlevel
 
-from .._connections.steps import run_steps
+from .._connections.bulkhead import internal_error, log_internal_error
+from .._connections.connector import backoff
+from .._connections.steps import WaitNote
+from .._templates.encoders import text_of
 from .._templates.received import Message, ResponseError
 from .._wire import Interrupted
 from ..errors import (
+    WebSocketAuthError,
     WebSocketClosedError,
     WebSocketError,
     WebSocketProtocolError,
     WebSocketTimeoutError,
     WebSocketToolError,
 )
-from .responses import Meaning, ResponseClassifier
+from .leg import Leg
+from .responses import Meaning
 
 if TYPE_CHECKING:
-    from .._connections.connection import Channel, Connection
+    from .._connections.connection import Connection
     from .._connections.pool import Pool
-    from .._templates.placeholders import RenderContext
+    from .._templates.plan import Plan, Resume, ResumeChange, Step
     from .request import Request
 
 __all__ = ["END", "Exchange", "State"]
+
+_log = logging.getLogger(__name__)
 
 _NORMAL_CLOSURES = (1000, 1001, 1005)
 _MAX_QUEUED_MESSAGES = 10_000
 _MAX_QUEUED_BYTES = 64 * 2**20
 _MAX_PARSED_BYTES = 64 * 1024
 """Beyond this, queued messages are parsed again when they are taken: parsed JSON takes up to 25 times the memory."""
-_MAX_KEPT_BYTES = 256 * 1024
+
+_EXCLUSIVE_MESSAGES = 16
+_EXCLUSIVE_BYTES = 256 * 1024
+"""What may wait for a slow consumer on an exclusive connection before TCP holds the sender back."""
 
 
 class _End(enum.Enum):
@@ -61,6 +79,9 @@ class _End(enum.Enum):
 END: Final = _End.END
 """What `Exchange.next` returns after the last response."""
 
+_UNREAD: Final = object()
+"""The value of a queued response that has not been read from its message yet."""
+
 
 class State(enum.IntEnum):
     """How far an exchange has come."""
@@ -69,13 +90,13 @@ class State(enum.IntEnum):
     """It waits for its connection, or runs its `before` steps."""
 
     RUNNING = enum.auto()
-    """Its request is out, or about to be; messages are responses."""
+    """Its request is out, or on its way; messages are responses."""
 
     COMPLETE = enum.auto()
-    """The server has answered in full, an error included. The connection can be used again."""
+    """Every expected response has come, or a response that is an error."""
 
     ENDED = enum.auto()
-    """It ended without error, but not by a message: by silence, its duration, or a close."""
+    """It ended without error, before an expected count: by a message, silence, its duration or a close."""
 
     EXPIRED = enum.auto()
     """Its deadline has passed."""
@@ -84,36 +105,49 @@ class State(enum.IntEnum):
     """An error ended it."""
 
 
+class _Queued:
+    """What waits for the caller: a response, the tool's error, or what stands for a gap."""
+
+    __slots__ = ("is_error", "is_final_part", "leg", "message", "value")
+
+    def __init__(self, message: Message, leg: Leg | None, *, value: Any = _UNREAD, is_error: bool = False) -> None:
+        self.message = message
+        self.leg = leg
+        self.value = value
+        self.is_error = is_error
+        self.is_final_part = True
+
+
 class Exchange:
-    """One exchange on a connection of the pool.
+    """One call or stream.
 
     Args:
         request: The prepared call.
-        pool: The pool that its connection comes from.
+        pool: The pool that its connections come from.
         streaming: True if the responses are taken one by one.
     """
 
     deadline = math.inf
     state = State.OPENING
-    _connection: Connection | None = None
-    _channel: Channel | None = None
+    _leg: Leg | None = None
     _failure: WebSocketError | None = None
+    _ended_by_server = False
     _queued_bytes = 0
-    _kept_bytes = 0
+    _failures = 0
+    _resuming: anyio.CancelScope | None = None
+    _changed: anyio.Event | None = None
+    _has_first = False
 
     def __init__(self, request: Request, *, pool: Pool, streaming: bool) -> None:
         self._request = request
         self._plan = plan = request.plan
         self._endpoint = request.endpoint
         self._pool = pool
-        self._values = request.values
+        self.streaming = streaming
+        self.note = WaitNote()
+        self._captured: MutableMapping[str, Any] = {}
         self._expected = self._remaining = plan.expected(streaming=streaming)
-        self._classifier = ResponseClassifier(
-            plan, request.values, streaming=streaming, display_url=request.endpoint.display_url
-        )
-        self._queue: deque[tuple[Meaning, Message]] = deque()
-        self._pending: deque[Message] = deque()
-        self._kept: list[Message] = []
+        self._queue: deque[_Queued] = deque()
 
     # Driving
 
@@ -121,200 +155,209 @@ class Exchange:
         """Run the whole exchange. Cancelling it closes its connection, unless that is shared.
 
         Returns:
-            The response; a list if the template asks for more or fewer than one; None if it asks for none.
+            The response if the template asks for one; None if it asks for none; else what `collect` makes of them.
         """
         if self._expected == 0:
             # The only exchange that may have nothing to wait for.
             await anyio.lowlevel.checkpoint()
+        taken: list[_Queued] = []
         responses: list[Any] = []
+        raw = self._plan.collect == "join" and self._plan.result is None and self._plan.response_format == "text"
         try:
             await self.open()
-            while (response := await self.next()) is not END:
-                responses.append(response)
+            while (queued := await self._next()) is not None:
+                # A character may be split between two messages, so they are decoded as a whole.
+                responses.append(queued.message.data if raw else self._value(queued))
+                taken.append(queued)
+                if self._expected == 1:
+                    break
+            result = self._collected(responses)
+            for queued in taken:
+                self._acknowledge(queued)
         finally:
             self.finish()
-        if self._expected == 1:
-            return responses[0]
-        return None if self._expected == 0 else responses
+        return result
 
     async def open(self) -> None:
-        """Send the request, on a connection that is free. Call `finish` afterwards, whatever happens."""
-        clean = self._expected != 0 and self._plan.message_filter is None
-        connection = self._pool.claim(self._endpoint, reject_stray=clean)
+        """Get a connection and begin. Call `finish` afterwards, whatever happens."""
+        reject_stray = self._expected != 0 and not self._plan.knows_its_answers
+        farewell = self._request.farewell
+        connection = self._pool.claim(self._endpoint, reject_stray=reject_stray, farewell=farewell)
         if connection is None:
-            connection = await self._pool.acquire(self._endpoint, self._plan, reject_stray=clean)
-        self._connection = connection
-        self._channel = connection.open_channel(self)
-        self._watch_deadline()
+            self.note.begin("a free connection")
+            connection = await self._pool.acquire(
+                self._endpoint,
+                self._plan,
+                self._request.context,
+                reject_stray=reject_stray,
+                farewell=farewell,
+                only_open=self._plan.close_after_response and not (self._plan.request or self._plan.before),
+            )
+            if connection is None:
+                self.state = State.COMPLETE
+                return
+        self._leg = leg = Leg(self, self._request, connection, self._captured)
+        self._watch_deadline(self._timeout)
         try:
-            await self._begin(connection, self._channel)
+            await self._begin(leg, self._plan.before, self._plan.request)
         except Interrupted:
             self._raise_or_end()
-        except WebSocketClosedError as error:
-            self._close(error)
+        except WebSocketError as error:
+            self.leg_failed(leg, error)
             self._raise_or_end()
 
     async def next(self) -> Any:
         """The next response, or `END` after the last one."""
-        while True:
-            if self._queue:
-                return self._taken()
-            if self.state > State.RUNNING:
-                return self._raise_or_end()
-            channel = self._channel
-            assert channel is not None
-            if self._pool.clock() >= self.deadline:
-                # Also if messages come so fast that nobody ever waits.
-                self.expire()
-                continue
-            channel.take_in()
-            if not self._queue and self.state is State.RUNNING:
-                await self._wait(channel)
+        queued = await self._next()
+        if queued is None:
+            return END
+        value = self._value(queued)
+        self._acknowledge(queued)
+        return value
 
     def take_nowait(self) -> deque[Any] | None:
         """The responses of an open-ended stream that are there already; what ends it is left to `next`."""
-        if self._remaining is not None or self.state is not State.RUNNING or self._queue:
+        leg = self._leg
+        if self._remaining is not None or self.state is not State.RUNNING or self._queue or leg is None:
             return None
-        assert self._channel is not None
-        messages = self._channel.take_nowait()
-        if messages is None or self._classifier.takes_all(messages):
+        if not self._plan.takes_messages_as_they_are:
+            return None
+        messages = leg.channel.take_nowait()
+        if messages is None or leg.classifier.takes_all(messages):
             return messages
-        responses: deque[Any] = deque()
         for data in messages:
-            self.accept(Message(data))
-        while self._queue and self._queue[0][0] is Meaning.RESPONSE:
-            try:
-                responses.append(self._taken())
-            except WebSocketError as error:
-                self._failure = error
-                self.state = State.FAILED
-                self._queue.clear()
-                break
-        return responses
+            leg.accept(Message(data))
+        return None
 
     def finish(self) -> None:
-        """Release or retire the connection. Synchronous, so it is safe after cancellation."""
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        assert self._channel is not None
-        self._pool.deadlines.discard(self)
-        self._channel.finish()
-        if connection.is_shared:
-            return
-        if self.state is State.COMPLETE and not self._plan.close_after_response:
-            self._pool.release(connection, self._endpoint, unanswered=self._expected == 0)
-        else:
-            is_over = self.state in (State.COMPLETE, State.ENDED)
-            self._pool.retire(connection, "the call is over" if is_over else "closed after a failed call")
+        """Let go of everything. Synchronous, so it is safe after cancellation."""
+        if self._resuming is not None:
+            self._resuming.cancel()
+        self._let_go()
 
     def finish_later(self) -> None:
         """As `finish`, from any thread and also while no event loop runs: for a finalizer."""
         self._pool.call_later(self.finish)
 
-    # Sending
-
-    async def _begin(self, connection: Connection, channel: Channel) -> None:
-        plan = self._plan
-        self._captured: ChainMap[str, Any] = ChainMap({}, connection.script.captured)
-        self._take_values(self._values.replace(captured=self._captured))
-        if plan.before:
-            await self._run_before(connection, channel)
+    async def _begin(self, leg: Leg, before: tuple[Step, ...], request: tuple[Step, ...]) -> None:
+        if before:
+            await leg.run_before(before)
             # `response_timeout` is for the steps together, and starts again with the request.
-            self._pool.deadlines.discard(self)
-            self._watch_deadline()
-        if plan.uses_call_id:
-            self._take_values(self._values.replace(call_id=connection.script.next_call_id()))
-        correlation = None
-        if plan.correlation is not None:
-            path, value = plan.correlation
-            correlation = path, value.render(self._values)
-        channel.listen(correlation)
+            self._forget_deadline()
+            self._watch_deadline(self._timeout)
         self.state = State.RUNNING
-        if not plan.listen_only:
-            await channel.send(self._request.encoded())
-        for message in (*self._kept, *self._pending):
-            self.accept(message)
-        self._kept.clear()
-        self._pending.clear()
-        if self._expected == 0:
-            await channel.flush()
+        goes_on = await leg.send_request(request)
+        if goes_on and any(step.send_each is not None for step in request):
+            # It counts from the last message of the request.
+            self._forget_deadline()
+        elif self._has_no_deadline and not request:
+            self._forget_deadline()
+        if self._expected == 0 and not goes_on:
+            await leg.channel.flush()
             self.state = State.COMPLETE
 
-    def _take_values(self, values: RenderContext) -> None:
-        self._values = self._request.values = self._classifier.context = values
+    def request_sent(self, leg: Leg) -> None:
+        """A request of several steps is out."""
+        if self.state is not State.RUNNING or leg is not self._leg:
+            return
+        self.note.begin("a response")
+        if self._expected == 0:
+            self.state = State.COMPLETE
+            leg.channel.interrupt()
+        elif self.deadline == math.inf and not (self._has_no_deadline and self._has_first):
+            self._watch_deadline(self._timeout)
 
-    async def _run_before(self, connection: Connection, channel: Channel) -> None:
-        await run_steps(
-            self._plan.before,
-            values=lambda: self._values.for_step(connection.script.next_call_id()),
-            send=channel.send,
-            receive=self._receive_for_step,
-            captured=self._captured,
-            rejected=lambda index, message: WebSocketToolError(
-                f"the endpoint rejected the step before[{index}]",
-                response=message.content(),
-                endpoint=self._endpoint.display_url,
-            ),
-            skipped=self._keep,
-            display_url=self._endpoint.display_url,
-        )
-
-    async def _receive_for_step(self) -> Message:
-        while not self._pending:
-            if self.state is not State.OPENING:
-                raise Interrupted
-            assert self._channel is not None
-            await self._channel.wait()
-        return self._pending.popleft()
-
-    def _keep(self, message: Message) -> None:
-        """A step has skipped a message: it may be a notification that came before the answer which tells its id."""
-        if self._plan.message_filter is not None:
-            self._kept.append(message)
-            self._kept_bytes += len(message.data)
-            if self._kept_bytes > _MAX_KEPT_BYTES:
-                raise WebSocketProtocolError(
-                    f"more than {_MAX_KEPT_BYTES // 1024} KiB arrived before the step that was waited for",
-                    endpoint=self._endpoint.display_url,
-                )
+    async def _next(self) -> _Queued | None:
+        while True:
+            if self._queue:
+                return self._pop()
+            if self.state > State.RUNNING:
+                self._raise_or_end()
+                return None
+            if self._pool.clock() >= self.deadline:
+                # Also if messages come so fast that nobody ever waits.
+                self.expire()
+            elif self._leg is None:
+                await self._wait_for_change()
+            else:
+                await self._wait(self._leg)
 
     # Receiving
 
-    def accept(self, message: Message) -> None:
-        """Decide what a message means that was read for this exchange."""
-        if self.state is State.OPENING:
-            self._pending.append(message)
-            return
+    @property
+    def has_room(self) -> bool:
+        """True if an exclusive connection may be read on while the caller is away."""
+        return len(self._queue) < _EXCLUSIVE_MESSAGES and self._queued_bytes < _EXCLUSIVE_BYTES
+
+    def accepted(self, message: Message, leg: Leg) -> None:
+        """Decide what a message means."""
         if self.state is not State.RUNNING:
             return
         try:
-            meaning = self._classifier.classify(message)
+            meaning = leg.classifier.classify(message)
         except WebSocketError as error:
             self._fail(error)
             return
         except (ResponseError, ValueError) as error:
-            self._fail(WebSocketProtocolError(str(error), endpoint=self._endpoint.display_url))
+            self._fail(self._unreadable(str(error)))
             return
+        if leg.connection.trace is not None:
+            told = leg.classifier.why_skipped(message) if meaning is Meaning.SKIP else meaning.name.lower()
+            leg.connection.trace("received", message.data, told)
         if meaning is Meaning.SKIP:
-            return
-        if meaning is Meaning.END:
+            self.note.skip(self._plan.message_filter, message, leg.context)
+            self._pool.counters.skipped += 1
+        elif meaning is Meaning.END:
             self._end_of_messages()
+        elif meaning is Meaning.ERROR:
+            if self._enqueue(_Queued(message, leg, is_error=True)):
+                # An answered failure: nothing more comes, and the connection stays good.
+                self._ended_by_server = True
+                self.state = State.COMPLETE
+        else:
+            self._respond(message, leg, is_last=meaning is Meaning.LAST)
+
+    def _respond(self, message: Message, leg: Leg, *, is_last: bool) -> None:
+        try:
+            leg.remember(message)
+        except (ResponseError, ValueError) as error:
+            self._fail(
+                WebSocketToolError(
+                    f"on_response failed: {error}", response=message.content(), endpoint=self._endpoint.display_url
+                )
+            )
             return
-        if not self._enqueue(meaning, message):
-            return
-        if meaning is Meaning.ERROR:
-            # An answered failure: nothing more comes, and the connection stays good.
-            self.state = State.COMPLETE
-        elif self._remaining is not None:
-            self._remaining -= 1
+        values: list[Any] = [_UNREAD]
+        if self._plan.spread:
+            try:
+                value = leg.classifier.value(message)
+            except (ResponseError, ValueError) as error:
+                self._fail(self._unreadable(str(error)))
+                return
+            values = value if isinstance(value, list) else [value]
+        if self._remaining is not None:
+            values = values[: self._remaining]
+        for index, value in enumerate(values):
+            queued = _Queued(message, leg, value=value)
+            queued.is_final_part = index == len(values) - 1
+            if not self._enqueue(queued):
+                return
+        if self._has_no_deadline and not self._has_first:
+            self._has_first = True
+            self._forget_deadline()
+        if self._remaining is not None:
+            self._remaining -= len(values)
             if self._remaining == 0:
                 self.state = State.COMPLETE
+                return
+        if is_last:
+            self._end_of_messages()
 
     def _end_of_messages(self) -> None:
         """The server says that there are no more responses."""
+        self._ended_by_server = True
         if self._expected is None:
-            self.state = State.COMPLETE
+            self.state = State.ENDED
             return
         assert self._remaining is not None
         came = f"{self._expected - self._remaining} of {self._expected} responses"
@@ -322,55 +365,133 @@ class Exchange:
             WebSocketProtocolError(f"the server ended the exchange after {came}", endpoint=self._endpoint.display_url)
         )
 
-    def _enqueue(self, meaning: Meaning, message: Message) -> bool:
-        """Queue a message for the caller; False if the exchange has failed, because nobody takes them."""
-        size = message.size
-        if self._queue and (len(self._queue) >= _MAX_QUEUED_MESSAGES or self._queued_bytes + size > _MAX_QUEUED_BYTES):
+    def _enqueue(self, queued: _Queued) -> bool:
+        """Queue something for the caller; False if the exchange has failed, because nobody takes it."""
+        size = queued.message.size
+        full = len(self._queue) >= _MAX_QUEUED_MESSAGES or self._queued_bytes + size > _MAX_QUEUED_BYTES
+        if full and self._queue:
             reason = f"the stream was read too slowly: {len(self._queue)} responses are queued"
             self._queue.clear()
             self._fail(WebSocketProtocolError(reason, endpoint=self._endpoint.display_url))
             return False
         self._queued_bytes += size
         # Another exchange on the same connection may accept the same message, and callers may change what they get.
-        self._queue.append((meaning, message.claimed(keep_parsed=self._queued_bytes <= _MAX_PARSED_BYTES)))
+        queued.message = queued.message.claimed(keep_parsed=self._queued_bytes <= _MAX_PARSED_BYTES)
+        self._queue.append(queued)
         return True
 
-    def _taken(self) -> Any:
-        """The first response of the queue, as the caller gets it."""
-        meaning, message = self._queue.popleft()
-        self._queued_bytes -= message.size
-        if meaning is Meaning.ERROR:
-            raise self._classifier.tool_error(message)
+    def _pop(self) -> _Queued:
+        queued = self._queue.popleft()
+        self._queued_bytes -= queued.message.size
+        self._failures = 0
+        if queued.is_error:
+            assert queued.leg is not None
+            raise queued.leg.classifier.tool_error(queued.message)
+        return queued
+
+    def _value(self, queued: _Queued) -> Any:
+        """A response as the caller gets it."""
+        if queued.value is not _UNREAD:
+            return queued.value
+        assert queued.leg is not None
         try:
-            return self._classifier.value(message)
+            return queued.leg.classifier.value(queued.message)
         except (ResponseError, ValueError) as error:
             reason = str(error)
-        self.state = State.FAILED
-        raise WebSocketProtocolError(reason, endpoint=self._endpoint.display_url)
+        unreadable = self._unreadable(reason)
+        self._fail(unreadable)
+        raise unreadable
 
-    async def _wait(self, channel: Channel) -> None:
+    def _acknowledge(self, queued: _Queued) -> None:
+        """What the caller was given is acknowledged, on the connection it came from while that is open."""
+        if self._plan.on_response is not None and queued.is_final_part and queued.leg is not None:
+            leg = queued.leg if queued.leg.connection.error is None or self._leg is None else self._leg
+            leg.acknowledge(queued.message)
+
+    def _collected(self, responses: list[Any]) -> Any:
+        """What `call_tool` returns."""
+        if self._expected == 0:
+            return None
+        how = self._plan.collect
+        if how == "join":
+            return self._joined(responses)
+        if self._expected == 1:
+            return responses[0]
+        if how == "last":
+            return responses[-1] if responses else None
+        return responses
+
+    def _joined(self, responses: list[Any]) -> Any:
+        if self._plan.response_format == "text" and self._plan.result is None:
+            data = b"".join(part.encode() if isinstance(part, str) else part for part in responses)
+            try:
+                return data.decode()
+            except UnicodeDecodeError:
+                pass
+            raise self._unreadable("the responses together are not text")
+        if self._expected == 1:
+            return responses[0]
+        if responses and all(isinstance(part, bytes) for part in responses):
+            return b"".join(responses)
+        return "".join(
+            part.decode(errors="replace") if isinstance(part, bytes) else text_of(part) for part in responses
+        )
+
+    # Waiting
+
+    async def _wait(self, leg: Leg) -> None:
         try:
             if self._plan.idle_timeout is None or self._expected is not None:
-                await channel.wait()
+                await leg.channel.wait()
             else:
-                await self._wait_within_silence(channel, self._plan.idle_timeout)
+                await self._wait_within_silence(leg, self._plan.idle_timeout)
         except Interrupted:
-            if self.state is State.RUNNING:
-                # Interrupting is somebody else's way to say that the state has changed.
-                raise AssertionError("interrupted, but still running") from None
-        except WebSocketClosedError as error:
-            self._close(error)
+            # Somebody else has changed the state, or moved the stream to another connection.
+            pass
         except WebSocketError as error:
-            self._fail(error)
+            self.leg_failed(leg, error)
 
-    async def _wait_within_silence(self, channel: Channel, seconds: float) -> None:
-        with anyio.move_on_after(seconds):
-            while not self._queue and self.state is State.RUNNING:
-                await channel.wait()
-            return
+    async def _wait_within_silence(self, leg: Leg, seconds: float) -> None:
+        wire = leg.connection.wire
+        while True:
+            progress = wire.progress
+            with anyio.move_on_after(seconds):
+                while not self._queue and self.state is State.RUNNING and self._leg is leg:
+                    await leg.channel.wait()
+                return
+            # While a message is still arriving, that is no silence.
+            if not (wire.has_unread_data() and wire.progress > progress):
+                break
         self.state = State.ENDED
+        self._let_go()
+
+    async def _wait_for_change(self) -> None:
+        if self._changed is None or self._changed.is_set():
+            self._changed = anyio.Event()
+        await self._changed.wait()
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
 
     # The end
+
+    @property
+    def _is_open_stream(self) -> bool:
+        return self._expected is None and self.streaming
+
+    @property
+    def _has_no_deadline(self) -> bool:
+        """True for an open-ended stream whose template gives it no time: only its first response must come in time."""
+        return self._is_open_stream and self._request.timeout is None
+
+    @property
+    def _timeout(self) -> float:
+        if self._request.timeout is not None:
+            return self._request.timeout
+        if self._has_no_deadline and self._plan.idle_timeout is not None:
+            return math.inf
+        return self._plan.timeout
 
     def expire(self) -> None:
         """The deadline has passed."""
@@ -380,52 +501,251 @@ class Exchange:
         self.state = State.ENDED if is_duration else State.EXPIRED
         self._interrupt()
 
-    def fail(self, error: WebSocketError) -> None:
-        """The connection is gone: at once if it was closed on this side, otherwise after what came before."""
-        if self.state > State.RUNNING:
+    def leg_failed(self, leg: Leg, error: WebSocketError) -> None:
+        """A leg has ended with an error: the loss of its connection, a close, a step that failed."""
+        if self.state > State.RUNNING or leg is not self._leg:
             return
-        if self._connection is not None and self._connection.retired:
+        connection = leg.connection
+        if connection.retired and not connection.was_given_up:
+            # Closed on this side: at once.
             self._queue.clear()
             self._fail(error)
             self._interrupt()
-        elif isinstance(error, WebSocketClosedError):
-            self._close(error)
-        else:
+        elif not isinstance(error, WebSocketClosedError):
             self._fail(error)
-
-    def _interrupt(self) -> None:
-        """Wake the caller, and give up an exclusive connection at once: its caller may be away for long."""
-        assert self._channel is not None
-        self._channel.interrupt()
-        if self._connection is not None and not self._connection.is_shared:
-            self._pool.retire(self._connection, "closed after a failed call")
-
-    def _close(self, error: WebSocketClosedError) -> None:
-        """The connection was closed, by the peer or on the way."""
-        if self.state > State.RUNNING:
-            return
-        may_end = self.state is State.RUNNING and self._expected is None
-        if may_end and (self._plan.end_on_close == "any" or error.code in _NORMAL_CLOSURES):
+        elif self._ends_well(error):
+            self._ended_by_server = True
             self.state = State.ENDED
+        elif self._resume_for(error) is not None:
+            self._resume(leg, error)
         else:
             self._fail(error)
+
+    def _ends_well(self, error: WebSocketClosedError) -> bool:
+        if self.state is not State.RUNNING or self._expected is not None:
+            return False
+        how = self._plan.ends_on_close(streaming=self.streaming)
+        return how == "any" or (how == "normal" and error.code in _NORMAL_CLOSURES)
 
     def _fail(self, error: WebSocketError) -> None:
         self.state = State.FAILED
         self._failure = error
 
-    def _raise_or_end(self) -> Any:
-        """Raise why an exchange ended, or return `END` if that was no error."""
+    def _unreadable(self, reason: str) -> WebSocketProtocolError:
+        return WebSocketProtocolError(reason, endpoint=self._endpoint.display_url)
+
+    def _raise_or_end(self) -> None:
+        """Raise why an exchange ended, if that is an error."""
         if self.state is State.EXPIRED:
             raise WebSocketTimeoutError(
-                f"no complete response within {self._request.timeout:g} s",
+                f"timed out after {self._timeout:g} s while waiting for {self.note.told()}",
                 phase="response",
                 endpoint=self._endpoint.display_url,
             )
         if self._failure is not None:
             raise self._failure
-        return END
 
-    def _watch_deadline(self) -> None:
-        self.deadline = self._pool.clock() + self._request.timeout
-        self._pool.deadlines.add(self)
+    def _interrupt(self) -> None:
+        """Let go of the connection now, and wake the caller: it may be away for long."""
+        leg = self._leg
+        self._let_go()
+        if leg is not None:
+            leg.channel.interrupt()
+        self._wake()
+
+    def _let_go(self) -> None:
+        leg, self._leg = self._leg, None
+        self._forget_deadline()
+        if leg is not None:
+            self._release(leg)
+
+    def _release(self, leg: Leg) -> None:
+        """Give a connection back or close it, after a farewell if there is one."""
+        in_full = self.state is State.COMPLETE
+        farewell = leg.finish(by_server=self._ended_by_server, in_full=in_full)
+        is_good = in_full or (self.state is State.ENDED and self._ended_by_server)
+        if farewell:
+            rest = leg.send_first(farewell)
+            leg.connection.start_task(self._part, leg, rest, is_good)
+        else:
+            self._hand_back(leg.connection, is_good=is_good)
+
+    async def _part(self, leg: Leg, steps: tuple[Step, ...], is_good: bool) -> None:
+        """Say the rest of a farewell in the background; an exclusive connection earns its reuse by an answer."""
+        answered = False
+        try:
+            answered = await leg.say_farewell(steps)
+            # After the expected count nothing more comes, so the connection stays good unless a step has failed.
+            is_good = answered or (is_good and not leg.farewell_failed)
+        except Exception as error:  # noqa: BLE001 - the bulkhead
+            log_internal_error(_log, error, "leaving a call")
+            is_good = False
+        finally:
+            self._hand_back(leg.connection, is_good=is_good)
+
+    def _hand_back(self, connection: Connection, *, is_good: bool) -> None:
+        if self._plan.close_after_response:
+            connection.ends_session = True
+        if connection.is_shared:
+            self._pool.left(connection, closes=self._plan.close_after_response)
+        elif is_good and not self._plan.close_after_response:
+            self._pool.release(
+                connection,
+                self._endpoint,
+                unanswered=self._expected == 0,
+                keep_alive=self._plan.keep_alive_timeout,
+            )
+        else:
+            is_over = self.state in (State.COMPLETE, State.ENDED)
+            self._pool.retire(connection, "the call is over" if is_over else "closed after a failed call")
+
+    def _watch_deadline(self, seconds: float) -> None:
+        if seconds < math.inf:
+            self.deadline = self._pool.clock() + seconds
+            self._pool.deadlines.add(self)
+
+    def _forget_deadline(self) -> None:
+        if self.deadline < math.inf:
+            self._pool.deadlines.discard(self)
+            self.deadline = math.inf
+
+    # Going on after a loss
+
+    def _resume_for(self, error: WebSocketClosedError) -> Resume | None:
+        resume = self._plan.resume
+        if resume is None or not self._is_open_stream or self.state is not State.RUNNING:
+            return None
+        return None if resume.is_final(error.code) else resume
+
+    def move(self, leg: Leg, change: ResumeChange) -> None:
+        """The server asks for a new connection: the stream moves, and the old one is read meanwhile."""
+        resume = change.applied_to(self._plan.resume)
+        if resume is None or leg is not self._leg or not self._is_open_stream or self.state is not State.RUNNING:
+            return
+        if self._resuming is None:
+            leg.connection.start_task(self._run_resuming, resume, leg, None)
+
+    def _resume(self, leg: Leg, error: WebSocketClosedError) -> None:
+        """The connection is lost: go on with another one."""
+        resume = self._resume_for(error)
+        assert resume is not None
+        self._let_go()
+        leg.channel.interrupt()
+        if self._resuming is None:
+            leg.connection.start_task(self._run_resuming, resume, leg, error)
+
+    async def _run_resuming(self, resume: Resume, old: Leg, error: WebSocketError | None) -> None:
+        try:
+            with anyio.CancelScope() as self._resuming:
+                await self._keep_resuming(resume, old, error)
+        except Exception as failure:  # noqa: BLE001 - the bulkhead
+            log_internal_error(_log, failure, "resuming a stream")
+            self._fail(internal_error(failure, endpoint=self._endpoint.display_url))
+        finally:
+            self._resuming = None
+            self._wake()
+
+    async def _keep_resuming(self, resume: Resume, old: Leg, error: WebSocketError | None) -> None:
+        lost_at = self._pool.clock()
+        carried = {} if resume.drops_captures else dict(old.connection.captured)
+        if resume.drops_captures:
+            self._captured = {}
+        failed = error is not None
+        while self.state is State.RUNNING:
+            if failed:
+                self._failures += 1
+                if self._failures > resume.attempts:
+                    assert error is not None
+                    self._fail(error)
+                    return
+                await anyio.sleep(backoff(self._failures))
+            try:
+                leg = await self._begin_anew(resume, carried)
+            except WebSocketAuthError as refused:
+                # The endpoint refuses: trying again does not help.
+                self._fail(refused)
+                return
+            except Interrupted:
+                return
+            except WebSocketError as failure:
+                error, failed = failure, True
+                if isinstance(failure, WebSocketClosedError) and resume.is_final(failure.code):
+                    self._fail(failure)
+                    return
+                continue
+            self._take_over(leg, resume, self._pool.clock() - lost_at)
+            return
+
+    async def _begin_anew(self, resume: Resume, carried: Mapping[str, Any]) -> Leg:
+        plan = _resumed(self._plan, resume, {*carried, *self._captured})
+        connection = await self._pool.acquire(
+            self._endpoint,
+            plan,
+            self._request.context,
+            reject_stray=not plan.knows_its_answers,
+            farewell=self._request.farewell,
+            carried=carried,
+        )
+        assert connection is not None
+        leg = Leg(self, self._request, connection, self._captured)
+        timeout = self._plan.timeout if self._request.timeout is None else self._request.timeout
+        try:
+            with anyio.move_on_after(timeout):
+                if plan.before:
+                    await leg.run_before(plan.before)
+                await leg.send_request(plan.request)
+                return leg
+            raise WebSocketTimeoutError(
+                f"timed out after {timeout:g} s while waiting for {self.note.told()}",
+                phase="response",
+                endpoint=self._endpoint.display_url,
+            )
+        except BaseException:
+            leg.finish(by_server=True, in_full=False)
+            self._hand_back(connection, is_good=False)
+            raise
+
+    def _take_over(self, leg: Leg, resume: Resume, gap: float) -> None:
+        """Go on with a new leg. The old one, if there is one, is left only now."""
+        self._pool.counters.resumes += 1
+        _log.warning(
+            "stream resumed after %.2f s: %s", gap, self._endpoint.display_url,
+            extra={"endpoint": self._endpoint.display_url, "event": "resumed", "gap": gap},
+        )  # fmt: skip
+        old, self._leg = self._leg, leg
+        if old is None:
+            if resume.gap_item is not None:
+                value = resume.gap_item.render(leg.context.replace(gap=gap))
+                queued = _Queued(Message(""), leg, value=value)
+                queued.is_final_part = False
+                self._enqueue(queued)
+        else:
+            old.finish(by_server=True, in_full=False)
+            old.channel.interrupt()
+            self._hand_back(old.connection, is_good=False)
+        self._wake()
+
+
+def _resumed(plan: Plan, resume: Resume, captured: Collection[str]) -> Plan:
+    """The plan of a leg that comes after a loss: the template's steps, or those of `resume`.
+
+    They are all taken or none: if one of them needs a captured value that is missing, everything is done anew.
+    """
+    own = (resume.prepare, resume.on_connect, resume.before, resume.request)
+    given = [steps for steps in own if steps is not None]
+    known = set(captured)
+    for step in (step for steps in given for step in steps):
+        if not step.captures <= known:
+            return plan
+        known |= step.makes
+    settings = plan.settings
+    return replace(
+        plan,
+        settings=replace(
+            settings,
+            prepare=settings.prepare if resume.prepare is None else resume.prepare,
+            on_connect=settings.on_connect if resume.on_connect is None else resume.on_connect,
+        ),
+        before=plan.before if resume.before is None else resume.before,
+        request=plan.request if resume.request is None else resume.request,
+    )

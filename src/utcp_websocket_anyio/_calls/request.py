@@ -1,4 +1,4 @@
-"""A call, prepared: everything that its arguments decide, before any connection is touched.
+"""A call, prepared: what its arguments decide, before any connection is touched.
 
 What can be wrong with the arguments is found here, so that a call that fails for them has sent nothing and opened
 nothing.
@@ -6,80 +6,84 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from .._templates.messages import BoundMessage, MessageTemplate
 from .._templates.plan import Endpoint, Plan
 from .._templates.values import RenderContext, Template, render_number
-from ..errors import MissingArgumentError, WebSocketProtocolError
+from ..errors import MissingArgumentError
 
 __all__ = ["Request", "prepare"]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """One call of a tool.
 
     Attributes:
-        message: The encoded request, or what encodes it where it depends on the connection (`{{call_id}}`,
-            `{{captured…}}`); None where nothing is sent.
-        timeout: Seconds from the first message sent to the last response.
+        plan: The compiled call template.
+        context: What the arguments stand for; each step gets a context of its own, made from this.
+        endpoint: Which connections it may use.
+        message: The request's one message, as far as it is known: encoded, or bound to the arguments if it depends on
+            the connection; None if the request is not a single message.
+        timeout: Seconds from the request to the last response; None: the template does not say.
+        farewell: What the call will say on a shared connection when it leaves, as far as that is known now; None:
+            nothing, or it holds a value of the call's own.
     """
 
     plan: Plan
-    values: RenderContext
+    context: RenderContext
     endpoint: Endpoint
     message: str | bytes | BoundMessage | MessageTemplate | None
-    timeout: float
-
-    def encoded(self) -> str | bytes:
-        """What is sent, now that there is a connection.
-
-        Raises:
-            WebSocketProtocolError: What was captured cannot be encoded; the arguments can, as they were tried.
-        """
-        message = self.message
-        assert message is not None
-        if isinstance(message, (str, bytes)):
-            return message
-        try:
-            return message.encode(self.values)
-        except ValueError as error:
-            fault = str(error)
-        raise WebSocketProtocolError(fault, endpoint=self.endpoint.display_url)
+    timeout: float | None
+    farewell: Hashable = None
 
 
-def prepare(plan: Plan, tool: str, arguments: Mapping[str, Any], *, manual: str) -> Request:
+def prepare(
+    plan: Plan, tool: str, arguments: Mapping[str, object], *, manual: str, session: Endpoint | None = None
+) -> Request:
     """Put the arguments into the templates.
 
     Args:
+        plan: The compiled call template.
         tool: The tool's name without its manual's.
+        arguments: The call's arguments.
         manual: The name of the manual, whose calls share connections.
+        session: The endpoint of its session if that has a connection already: then only what the call itself needs
+            counts.
 
     Raises:
         MissingArgumentError: The templates need more arguments.
         ValueError: An argument cannot be put where the template has it.
     """
-    if plan.arguments:
-        missing = plan.missing_arguments(arguments)
-        if missing:
-            raise MissingArgumentError(missing)
-    values = RenderContext(arguments, tool)
-    plan.try_out(values)
-    timeout = plan.timeout if plan.response_timeout is None else plan.response_timeout
+    missing = plan.missing_arguments(arguments, on_open_session=session is not None)
+    if missing:
+        raise MissingArgumentError(missing)
+    context = RenderContext(arguments, tool)
+    plan.try_out(context)
+    timeout = plan.response_timeout
     return Request(
         plan,
-        values,
-        plan.endpoint(values, manual),
-        _message(plan, values),
-        render_number(timeout, values) if isinstance(timeout, Template) else timeout,
+        context,
+        plan.endpoint(context, manual) if session is None else session,
+        _message(plan, context),
+        render_number(timeout, context) if isinstance(timeout, Template) else timeout,
+        _farewell(plan, context),
     )
 
 
-def _message(plan: Plan, values: RenderContext) -> str | bytes | BoundMessage | MessageTemplate | None:
-    message = plan.request[0].send if plan.request else None
+def _farewell(plan: Plan, context: RenderContext) -> Hashable:
+    if not plan.on_end or not plan.settings.multiplex:
+        return None
+    sends = [step.send for step in plan.on_end if step.send is not None]
+    if any(send.uses_call_id or send.captures for send in sends):
+        return None
+    return tuple(send.encode(context) for send in sends) or None
+
+
+def _message(plan: Plan, context: RenderContext) -> str | bytes | BoundMessage | MessageTemplate | None:
+    message = plan.request[0].send if len(plan.request) == 1 else None
     if message is None:
         return None
-    return message.bind(values) if message.is_late else message.encode(values)
+    return message.bind(context) if message.is_late else message.encode(context)

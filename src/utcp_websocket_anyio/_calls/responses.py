@@ -11,6 +11,8 @@ import enum
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from .._connections.texts import error_text, shortened
+from .._templates.encoders import text_of
 from .._templates.received import Message, ResponseError
 from ..errors import WebSocketToolError
 
@@ -28,6 +30,7 @@ class Meaning(enum.Enum):
 
     SKIP = enum.auto()
     RESPONSE = enum.auto()
+    LAST = enum.auto()
     ERROR = enum.auto()
     END = enum.auto()
 
@@ -44,7 +47,7 @@ class ResponseClassifier:
 
     def __init__(self, plan: Plan, context: RenderContext, *, streaming: bool, display_url: str) -> None:
         self._plan = plan
-        self.context = context
+        self._context = context
         self._streaming = streaming
         self._display_url = display_url
 
@@ -58,9 +61,11 @@ class ResponseClassifier:
         Raises:
             ResponseError: A filter cannot be applied to it.
         """
-        plan, context = self._plan, self.context
+        plan, context = self._plan, self._context
         if plan.error_filter is not None and plan.error_filter.matches(message, context):
             return Meaning.ERROR
+        if plan.last_filter is not None and plan.last_filter.matches(message, context):
+            return Meaning.LAST
         if plan.end_filter is not None and plan.end_filter.matches(message, context):
             return Meaning.END
         if plan.message_filter is not None and not plan.message_filter.matches(message, context):
@@ -81,7 +86,7 @@ class ResponseClassifier:
         """
         plan = self._plan
         if plan.result is not None:
-            part = plan.result.extract(message, self.context)
+            part = plan.result.extract(message, self._context)
             return Message(part).json() if plan.result.is_text and plan.response_format == "json" else part
         if plan.response_format == "raw":
             return message.data
@@ -93,12 +98,28 @@ class ResponseClassifier:
         return message.text() if plan.response_format == "text" else message.data
 
     def tool_error(self, message: Message) -> WebSocketToolError:
-        """The error of a message that means one."""
+        """The error of a message that means one. Its text is what an agent's model gets to read."""
         return WebSocketToolError(
-            "the tool answered with an error; see .response",
+            self._error_result(message) or error_text(message.content()),
             response=message.content(),
             endpoint=self._display_url,
         )
+
+    def _error_result(self, message: Message) -> str | None:
+        if self._plan.error_result is None:
+            return None
+        try:
+            value = self._plan.error_result.extract(message, self._context)
+        except (ResponseError, ValueError):
+            return None
+        return None if value is None else shortened(text_of(value) if not isinstance(value, bytes) else repr(value))
+
+    def why_skipped(self, message: Message) -> str:
+        """Why a message means nothing, without any value of it."""
+        filter_ = self._plan.message_filter
+        if filter_ is None or filter_.matches(message, self._context):
+            return "skipped: an envelope of another call"
+        return f"skipped by message_filter: {filter_.difference(message, self._context)}"
 
     def _envelope(self, message: Message) -> dict[str, Any] | None:
         """The message as a UTCP envelope that is read as one here; None if it is an ordinary message."""

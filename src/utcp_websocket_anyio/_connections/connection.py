@@ -19,28 +19,33 @@ a copy of it. Five verbs, in every module: *fail* (an error ended it), *retire* 
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
-from .._templates.received import Message
+from .._templates.received import Message, ResponseError
 from .._wire import CLOSING_TIME, Interrupted
 from .._wire._loop import loop_clock
-from ..errors import WebSocketClosedError, WebSocketError
+from ..errors import WebSocketAuthError, WebSocketClosedError, WebSocketError, WebSocketProtocolError
 from .bulkhead import internal_error, log_internal_error
+from .heartbeat import Beats, watch_silence
 from .outbox import Outbox, Outgoing
 from .pings import keep_alive
-from .steps import ConnectionScript
+from .steps import Moment, StepFailed, WaitNote, capture, is_login_refusal, login_error, run_steps
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
-    from .._templates.plan import ConnectionSettings, Path
+    from .._net.transport import Network
+    from .._templates.plan import ConnectionSettings, MessageHandler, Path, ResumeChange, Step
+    from .._templates.values import RenderContext, Template
     from .._wire import Wire
+    from .trace import Trace
 
 __all__ = ["Channel", "Connection", "User"]
 
@@ -50,11 +55,18 @@ _log = logging.getLogger(__name__)
 class User(Protocol):
     """An exchange, as its connection sees it."""
 
+    @property
+    def has_room(self) -> bool:
+        """True if it takes further messages now; while it does not, an exclusive connection is not read for it."""
+
     def accept(self, message: Message) -> None:
         """Take a message that was read for this exchange. Must not wait."""
 
     def fail(self, error: WebSocketError) -> None:
         """The connection is gone."""
+
+    def move(self, change: ResumeChange) -> None:
+        """The server asks for a new connection: a stream that can resume moves to one."""
 
 
 class Channel(ABC):
@@ -82,10 +94,6 @@ class Channel(ABC):
             Interrupted: The exchange was finished, or its connection closed on this side.
             WebSocketError: The connection is closed, and everything that came before was accepted.
         """
-
-    @abstractmethod
-    def take_in(self) -> None:
-        """Accept what has been read already."""
 
     @abstractmethod
     def take_nowait(self) -> deque[str | bytes] | None:
@@ -116,24 +124,59 @@ class Connection(ABC):
         settings: How it is kept and closed.
         display_url: The endpoint, for logs and errors.
         tasks: The pool's task group, where the connection's tasks run.
+        network: The way to HTTP servers, for steps.
+        context: The arguments of the call that opened it; those in the connection's moments belong to the endpoint.
+        captured: What `prepare` has captured, or the connection before this one.
+        trace: Told of every message; None: nobody is.
+
+    Attributes:
+        captured: What its moments have captured and computed; calls see it, too.
+        is_leaving: True if it takes no further exchange and closes when the last one is over.
+        was_given_up: True if this side gave it up as if it had been lost.
+        keeps_messages: True if what arrives between two uses is kept for the next one, as a session wants it.
+        ends_session: True if its end is the end of its session, and no loss.
+        farewells: What the calls on it will say when they leave.
+        may_get_stray_response: True if something may come that nobody waits for any more.
+        last_message: When the last message came, on the clock of the event loop; only known with handlers.
     """
 
     is_shared: bool
     """True if several exchanges may use it at once."""
 
-    def __init__(self, wire: Wire, settings: ConnectionSettings, *, display_url: str, tasks: TaskGroup) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        settings: ConnectionSettings,
+        *,
+        display_url: str,
+        tasks: TaskGroup,
+        network: Network,
+        context: RenderContext,
+        captured: dict[str, Any] | None = None,
+        trace: Trace | None = None,
+    ) -> None:
         self.wire = wire
         self.settings = settings
         self.display_url = display_url
+        self.network = network
+        self.trace = trace
+        self.captured = {} if captured is None else captured
         self.calls = 0
         self.retired = False
-        self._is_started = False
+        self.is_leaving = False
+        self.was_given_up = False
         self.may_get_stray_response = False
-        self.script = ConnectionScript(settings.on_message, display_url)
+        self.keeps_messages = False
+        self.ends_session = False
+        self.farewells: Counter[Hashable] = Counter()
         self.on_lost: Callable[[Connection], None] | None = None
+        self.on_leaving: Callable[[Connection], None] | None = None
+        self._context = context
         self._tasks = tasks
         self._clock = loop_clock()
-        self._opened = self._clock()
+        self._opened = self.last_message = self._clock()
+        self._ids = itertools.count(1)
+        self._is_started = False
         self._error: WebSocketError | None = None
         self._closing_error: WebSocketError | None = None
         self._inbox: deque[Message] = deque()
@@ -142,9 +185,13 @@ class Connection(ABC):
         self._is_being_read = False
         self._has_read: anyio.Event | None = None
         self._ended: anyio.Event | None = None
+        self._left: anyio.Event | None = None
         self._outbox: Outbox | None = None
-        self._pings: anyio.CancelScope | None = None
-        self._handles_messages = bool(settings.on_message)
+        self._beats: Beats | None = None
+        self._keepers: list[anyio.CancelScope] = []
+        beat = settings.heartbeat
+        watches = beat is not None and (beat.expect is not None or beat.silence is not None)
+        self._handles_messages = bool(settings.on_message) or watches
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.display_url}, {self.state}, {self.calls} calls>"
@@ -166,7 +213,7 @@ class Connection(ABC):
     @property
     def is_available(self) -> bool:
         """True if a further exchange may use it."""
-        return not self.is_over and self.wire.closed is None
+        return not (self.is_over or self.is_leaving) and self.wire.closed is None
 
     @property
     def has_unread_data(self) -> bool:
@@ -196,8 +243,30 @@ class Connection(ABC):
         self._is_started = True
         self._start_reading()
         if self.settings.ping_interval is not None:
-            self._run(self._ping, self.settings.ping_interval)
+            self._run(self._keep, self._ping, self.settings.ping_interval)
+        heartbeat = self.settings.heartbeat
+        if heartbeat is not None and heartbeat.every is not None:
+            self._beats = Beats(
+                heartbeat,
+                context=self.next_context,
+                compute=self.captured.update,
+                send=self.post,
+                pong_timeout=self.settings.pong_timeout,
+            )
+            self._run(self._keep, self._beat, self._beats)
+        if heartbeat is not None and heartbeat.silence is not None:
+            self._run(self._keep, self._watch_silence, heartbeat.silence)
         _log.info("connection opened: %s", self.display_url, extra={"endpoint": self.display_url, "event": "opened"})
+
+    # Placeholders
+
+    def next_id(self) -> int:
+        """A number larger than every one before on this connection."""
+        return next(self._ids)
+
+    def next_context(self) -> RenderContext:
+        """What the placeholders of the connection's next own step, reply or beat stand for."""
+        return self._context.for_step(self.next_id(), next_step_id=self.next_id, captured=self.captured)
 
     # What the kinds do differently
 
@@ -264,36 +333,110 @@ class Connection(ABC):
             await self._outbox.wait_for_room()
 
     def _take_in(self, data: str | bytes) -> None:
-        """Decide at once who a message is for that has been read."""
-        message = Message(data)
+        """Decide at once who the records of a message are for that has been read."""
         try:
-            if not (self._handles_messages and self._handle(message)):
-                self._deliver(message)
+            if self.settings.incoming is None:
+                self._take_in_record(Message(data))
+            else:
+                for record in self.settings.incoming.records(data):
+                    self._take_in_record(record)
+        except ResponseError as error:
+            self.fail(WebSocketProtocolError(str(error), endpoint=self.display_url))
         except Exception as error:  # noqa: BLE001 - the bulkhead: it ends this connection and nothing else
             self._fail_internally(error, "taking in a message")
 
+    def _take_in_record(self, message: Message) -> None:
+        if not (self._handles_messages and self._handle(message)):
+            self._deliver(message)
+
     def _handle(self, message: Message) -> bool:
-        """Do what `on_message` says of a message; True if it is hidden from exchanges."""
-        try:
-            reply = self.script.reply_to(message)
-        except WebSocketError as error:
-            extra = {"endpoint": self.display_url}
-            _log.warning("reply left out: %s: %s", self.display_url, error.args[0], extra=extra)
+        """Do what `heartbeat` and `on_message` say of a message; True if it is hidden from exchanges."""
+        self.last_message = self._clock()
+        context = self._context.replace(captured=self.captured, message=message)
+        beats = self._beats
+        if beats is not None and self._is_answer_to_beat(beats, message, context):
             return True
-        if reply is None:
+        for handler in self.settings.on_message:
+            try:
+                if not handler.matches(message, context):
+                    continue
+            except ResponseError as error:
+                self._log_step(handler.where, str(error))
+                continue
+            if self.trace is not None:
+                self.trace("received", message.data, handler.where)
+            self._do_as_told(handler, message)
+            return not handler.deliver
+        return False
+
+    def _is_answer_to_beat(self, beats: Beats, message: Message, context: RenderContext) -> bool:
+        heartbeat = self.settings.heartbeat
+        assert heartbeat is not None
+        if heartbeat.expect is None:
             return False
-        self._open_outbox().reply(reply)
+        context = context if beats.last_context is None else beats.last_context
+        try:
+            if not heartbeat.expect.matches(message, context):
+                return False
+            capture(heartbeat.capture, message, self.captured, context)
+        except (ResponseError, ValueError) as error:
+            self._log_step(heartbeat.where, str(error))
+            return False
+        if self.trace is not None:
+            self.trace("received", message.data, "answer to heartbeat")
+        beats.answered()
         return True
+
+    def _do_as_told(self, handler: MessageHandler, message: Message) -> None:
+        """Do what an entry of `on_message` says. What goes wrong in it is logged, and its reply left out."""
+        context = self.next_context().replace(message=message)
+        try:
+            capture(handler.capture, message, self.captured, context)
+            if handler.compute is not None:
+                self.captured.update(handler.compute.compute(context))
+            if handler.reply is not None:
+                reply = handler.reply.encode(context)
+                if self.trace is not None:
+                    self.trace("sent", reply, f"reply of {handler.where}")
+                self._open_outbox().reply(reply)
+        except (ResponseError, ValueError) as error:
+            self._log_step(handler.where, f"reply left out: {error}")
+        if handler.lost:
+            self.give_up(WebSocketClosedError(f"given up as {handler.where} says", endpoint=self.display_url))
+            return
+        if handler.resume is not None:
+            for user in list(self._users()):
+                user.move(handler.resume)
+        if handler.retire or handler.resume is not None:
+            self.leave()
+
+    def _log_step(self, where: str, reason: str) -> None:
+        extra = {"endpoint": self.display_url}
+        _log.warning("%s: %s: %s", where, self.display_url, reason, extra=extra)
+
+    def leave(self) -> None:
+        """Take no further exchange, and close when the last one is over."""
+        if not self.is_leaving:
+            self.is_leaving = True
+            if self.on_leaving is not None:
+                self.on_leaving(self)
 
     # Writing
 
     async def send(self, data: str | bytes) -> None:
         """Send one message in the caller's task. Cancelled half-way, the connection is lost."""
         try:
-            await self.wire.send(data)
+            await self._transmit(data)
         except WebSocketError as error:
             self.fail(error)
             raise
+
+    async def _transmit(self, data: str | bytes) -> None:
+        outgoing = self.settings.outgoing
+        if outgoing is None:
+            await self.wire.send(data)
+        else:
+            await self.wire.send(outgoing.apply(data), outgoing.fragment)
 
     def post(self, data: str | bytes) -> Outgoing:
         """Queue one message; it is sent in order, whoever is cancelled meanwhile."""
@@ -304,26 +447,91 @@ class Connection(ABC):
             self._outbox = Outbox()
             if self._error is not None:
                 self._outbox.close()
-            self._run(self._outbox.send_all, self.wire.send)
+            self._run(self._outbox.send_all, self._transmit)
         return self._outbox
 
     # The connection's own conversations
 
-    async def log_in(self) -> None:
+    async def log_in(self, steps: tuple[Step, ...], note: WaitNote) -> None:
         """Run `on_connect`.
 
+        Args:
+            steps: The steps.
+            note: Where it is noted what is waited for.
+
         Raises:
-            WebSocketAuthError: A step was rejected.
+            WebSocketAuthError: A step was rejected, or the connection closed with a code that means as much.
+            WebSocketConnectionError: Another step failed.
+            WebSocketError: The connection was closed.
         """
-        await self.script.run_steps(self.settings.on_connect, "on_connect", send=self.send, receive=self.receive)
+        failure: WebSocketError
+        try:
+            await run_steps(steps, self._own_moment(note))
+            return
+        except StepFailed as error:
+            failure = login_error(error, self.display_url)
+        except WebSocketError as error:
+            if not is_login_refusal(error):
+                raise
+            reason = f"the endpoint refused the login: {error.args[0]}"
+            failure = WebSocketAuthError(reason, endpoint=self.display_url)
+        raise failure
 
     async def _say_farewell(self) -> None:
+        moment = self._own_moment(WaitNote())
+        moment.omits_steps_without_captures = True
         try:
-            await self.script.run_steps(self.settings.on_close, "on_close", send=self.send, receive=self.receive)
-        except (WebSocketError, Interrupted) as error:
+            await run_steps(self.settings.on_close, moment)
+        except (WebSocketError, StepFailed, Interrupted) as error:
             _log.debug("farewell cut short: %s: %s", self.display_url, type(error).__name__)
 
+    def _own_moment(self, note: WaitNote) -> Moment:
+        return Moment(
+            context=self.next_context,
+            captured=self.captured,
+            send=self._send_step,
+            receive=self.receive,
+            network=self.network,
+            display_url=self.display_url,
+            note=note,
+            trace=self.trace,
+        )
+
+    async def _send_step(self, data: str | bytes) -> None:
+        await self.send(data)
+
     # The tasks
+
+    def start_task(self, run: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        """Start a task of an exchange; it must let no exception escape."""
+        self._tasks.start_soon(run, *arguments)
+
+    @property
+    def has_kept(self) -> bool:
+        """True if something arrived between the calls of a session and was not taken yet."""
+        return False
+
+    def can_be_shared(self, farewell: Hashable) -> bool:
+        """True if a further exchange may share it, whose farewell would not silence another one."""
+        return self.is_available and (farewell is None or farewell not in self.farewells)
+
+    async def wait_left(self) -> None:
+        """Wait until an exchange has left."""
+        if self._left is None or self._left.is_set():
+            self._left = anyio.Event()
+        await self._left.wait()
+
+    def farewell_said(self, farewell: Hashable) -> None:
+        """An exchange has left, and has said what it had to say."""
+        self.farewells[farewell] -= 1
+        if self.farewells[farewell] <= 0:
+            del self.farewells[farewell]
+        if self._left is not None:
+            self._left.set()
+
+    def take_kept(self) -> list[Message]:
+        """What arrived between the calls of a session, for a call with a `message_filter`."""
+        return []
 
     def _run(self, run: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         """Start a task of the connection. Whatever goes wrong in it ends the connection, and nothing else."""
@@ -337,27 +545,46 @@ class Connection(ABC):
         except Exception as error:  # noqa: BLE001 - the bulkhead
             self._fail_internally(error, f"running {run.__name__}")
 
+    async def _keep(self, run: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """Run a task that ends when the connection is retired: it must not cut the closing handshake short."""
+        with anyio.CancelScope() as scope:
+            if not self.is_over:
+                self._keepers.append(scope)
+                await run(*arguments)
+
+    def _stop_keepers(self) -> None:
+        while self._keepers:
+            self._keepers.pop().cancel()
+
     def _fail_internally(self, error: Exception, doing: str) -> None:
         log_internal_error(_log, error, doing)
         self.fail(internal_error(error, endpoint=self.display_url))
 
     async def _ping(self, interval: float) -> None:
         timeout = self.settings.pong_timeout
-        with anyio.CancelScope() as self._pings:
-            if not self.is_over:
-                await keep_alive(
-                    self.wire,
-                    interval=interval,
-                    pong_timeout=timeout,
-                    ensure_reading=self._ensure_reading,
-                    is_backlogged=self._is_backlogged,
-                )
-                error = WebSocketClosedError(f"no pong within {timeout:g} s", code=1011, endpoint=self.display_url)
-                self.give_up(error)
+        await keep_alive(
+            self.wire,
+            interval=interval,
+            pong_timeout=timeout,
+            ensure_reading=self._ensure_reading,
+            is_backlogged=self._is_backlogged,
+        )
+        self._give_up(f"no pong within {timeout:g} s")
+
+    async def _beat(self, beats: Beats) -> None:
+        await beats.run()
+        self._give_up("the heartbeat was not answered in time")
+
+    async def _watch_silence(self, seconds: float | Template) -> None:
+        await watch_silence(seconds, self.next_context(), lambda: self.last_message, self._is_backlogged)
+        self._give_up("no message came for longer than heartbeat.silence allows")
+
+    def _give_up(self, why: str) -> None:
+        self.give_up(WebSocketClosedError(why, code=1011, endpoint=self.display_url))
 
     def _is_backlogged(self) -> bool:
         """True if messages wait for a slow consumer, and a pong may wait behind them."""
-        return self._user is not None and (bool(self._inbox) or self.wire.has_unread_data())
+        return self._user is not None and not self._is_being_read and self.wire.has_unread_data()
 
     # The end
 
@@ -370,8 +597,7 @@ class Connection(ABC):
         self.wire.abort()
         if self._outbox is not None:
             self._outbox.close()
-        if self._pings is not None:
-            self._pings.cancel()
+        self._stop_keepers()
         for event in (self._ended, self._has_read):
             if event is not None:
                 event.set()
@@ -387,8 +613,9 @@ class Connection(ABC):
         """Fail every user with an error, and close with code 1011 in the background."""
         if self.is_over:
             return
-        self.retire(error)
+        self.was_given_up = True
         self._tasks.start_soon(self.aclose, 1011)
+        self.retire(error)
 
     def retire(self, why: str | WebSocketError) -> None:
         """Stop new use and fail current users. Call `aclose` next."""
@@ -396,9 +623,7 @@ class Connection(ABC):
         if isinstance(why, str):
             why = WebSocketClosedError(why, code=1000, endpoint=self.display_url)
         self._closing_error = why
-        if self._pings is not None:
-            # A ping must not cut the closing handshake short.
-            self._pings.cancel()
+        self._stop_keepers()
         self._ensure_reading()
         self._end_use(why)
 

@@ -1,31 +1,43 @@
-"""Opening a connection: credentials, handshake, login, and trying again where that may help."""
+"""Opening a connection: `prepare`, credentials, handshake, login, and trying again where that may help.
+
+What `prepare` captures is used for one handshake only: each attempt runs it again, so that a URL that works once is
+never used twice.
+"""
 
 from __future__ import annotations
 
 import logging
 import random
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from utcp.data.auth_implementations import OAuth2Auth
 
 from .._net.auth import TokenCache, handshake_credentials, merge_headers
-from .._net.security import add_query, check_websocket_url
+from .._net.security import add_query
 from .._net.transport import Network
-from .._templates.placeholders import RenderContext
 from .._wire import Target, open_wire
-from ..errors import WebSocketAuthError, WebSocketConnectionError, WebSocketError, WebSocketTimeoutError
+from ..errors import (
+    WebSocketAuthError,
+    WebSocketConnectionError,
+    WebSocketError,
+    WebSocketTimeoutError,
+)
 from .connection import Connection
 from .exclusive import ExclusiveConnection
 from .multiplexed import MultiplexedConnection
+from .steps import Moment, StepFailed, WaitNote, login_error, run_steps
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
+    from .._templates.placeholders import RenderContext
     from .._templates.plan import Endpoint, Plan
     from .statistics import Counters
+    from .trace import Trace
 
-__all__ = ["Connector"]
+__all__ = ["Connector", "backoff"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,41 +49,64 @@ class Connector:
     """Opens connections with the credentials and TLS settings of one protocol object.
 
     Args:
-        network: The way to endpoints and token endpoints.
+        network: The way to endpoints, token endpoints and HTTP servers.
         counters: Where further attempts are counted.
         tokens: The access tokens, which the event loops of one protocol object share; None: a cache of its own.
+        trace: Told of every message; None: nobody is.
     """
 
-    def __init__(self, network: Network, counters: Counters, tokens: TokenCache | None = None) -> None:
+    def __init__(
+        self, network: Network, counters: Counters, tokens: TokenCache | None = None, *, trace: Trace | None = None
+    ) -> None:
         self.network = network
         self._counters = counters
         self._tokens = tokens or TokenCache()
+        self._trace = trace
 
-    async def connect(self, endpoint: Endpoint, plan: Plan, tasks: TaskGroup) -> Connection:
+    async def connect(
+        self,
+        endpoint: Endpoint,
+        plan: Plan,
+        context: RenderContext,
+        tasks: TaskGroup,
+        *,
+        carried: Mapping[str, Any] | None = None,
+    ) -> Connection:
         """Open a connection within `plan.connection_timeout` seconds, login included.
 
         Cancelling it leaves nothing open.
 
+        Args:
+            endpoint: Where it leads.
+            plan: How it is opened and kept.
+            context: The arguments of the call that needs it.
+            tasks: Where its tasks run.
+            carried: What the connection in whose place it comes had captured.
+
         Raises:
             WebSocketTimeoutError: Time ran out in the first attempt; in a later one the last error is raised.
-            WebSocketAuthError: The credentials were refused.
+            WebSocketAuthError: The credentials were refused, or a login.
             WebSocketConnectionError: There is no way to connect, or no attempt succeeded.
             WebSocketProtocolError: What was connected to does not speak the protocol asked for.
         """
-        check_websocket_url(endpoint.url)
         failure: WebSocketError | None = None
         retries = 0
-        with anyio.move_on_after(plan.connection_timeout):
+        note = WaitNote("the connection")
+        with anyio.move_on_after(plan.connection_timeout) as scope:
             while True:
                 try:
-                    return await self._connect_once(endpoint, plan, tasks)
+                    attempt = _Attempt(self, endpoint, plan, context, tasks=tasks, carried=carried, note=note)
+                    return await self._connect_once(attempt)
                 except WebSocketConnectionError as error:
                     failure = error
                 if not failure.transient or retries == plan.reconnect_attempts:
                     break
                 retries += 1
                 self._counters.reconnects += 1
-                pause = backoff(retries)
+                pause = max(backoff(retries), failure.retry_after or 0)
+                if failure.retry_after is not None and anyio.current_time() + pause >= scope.deadline:
+                    # The server will not be ready before the time is up.
+                    break
                 _log.info(
                     "connecting again in %.2f s: %s: %s",
                     pause,
@@ -81,49 +116,130 @@ class Connector:
                 )
                 await anyio.sleep(pause)
         raise failure or WebSocketTimeoutError(
-            f"no connection within {plan.connection_timeout:g} s", phase="connect", endpoint=endpoint.display_url
+            f"timed out after {plan.connection_timeout:g} s while waiting for {note.told()}",
+            phase="connect",
+            endpoint=endpoint.display_url,
         )
 
-    async def _connect_once(self, endpoint: Endpoint, plan: Plan, tasks: TaskGroup) -> Connection:
-        """One attempt; a second one with a fresh token when the server refuses the cached one."""
-        auth = plan.auth
+    async def _connect_once(self, attempt: _Attempt) -> Connection:
+        """One attempt; a second handshake with a fresh token when the server refuses the cached one."""
+        await attempt.prepare()
+        auth = attempt.plan.auth
         if not isinstance(auth, OAuth2Auth):
-            return await self._handshake(endpoint, plan, None, tasks)
-        token = await self._tokens.token(auth, network=self.network, endpoint=endpoint.display_url)
+            return await attempt.handshake(None)
+        attempt.note.begin("the access token")
+        display_url = attempt.endpoint.display_url
+        token = await self._tokens.token(auth, network=self.network, endpoint=display_url)
         try:
-            return await self._handshake(endpoint, plan, token, tasks)
+            return await attempt.handshake(token)
         except WebSocketAuthError as error:
             if error.status != 401:
                 raise
             self._tokens.discard(auth, token)
-        token = await self._tokens.token(auth, network=self.network, endpoint=endpoint.display_url)
-        return await self._handshake(endpoint, plan, token, tasks)
+        token = await self._tokens.token(auth, network=self.network, endpoint=display_url)
+        # What was prepared is used for one handshake only.
+        await attempt.prepare()
+        return await attempt.handshake(token)
 
-    async def _handshake(self, endpoint: Endpoint, plan: Plan, token: str | None, tasks: TaskGroup) -> Connection:
-        credentials = handshake_credentials(plan.auth, token)
-        settings = endpoint.settings
+    @property
+    def trace(self) -> Trace | None:
+        """Told of every message."""
+        return self._trace
+
+
+class _Attempt:
+    """One attempt to open a connection."""
+
+    def __init__(
+        self,
+        connector: Connector,
+        endpoint: Endpoint,
+        plan: Plan,
+        context: RenderContext,
+        *,
+        tasks: TaskGroup,
+        carried: Mapping[str, Any] | None,
+        note: WaitNote,
+    ) -> None:
+        self.endpoint = endpoint
+        self.plan = plan
+        self.note = note
+        self._connector = connector
+        self._tasks = tasks
+        self._captured: dict[str, Any] = dict(carried or {})
+        self._call = context.for_step(0, captured=self._captured)
+        # The connection's moments have a uuid of their own; URL and headers have the call's.
+        self._context = context.for_handshake(self._captured)
+
+    async def prepare(self) -> None:
+        """Run `prepare`.
+
+        Raises:
+            WebSocketAuthError: A step was rejected, or answered with 401 or 403.
+            WebSocketConnectionError: Another step failed.
+        """
+        steps = self.plan.settings.prepare
+        if not steps:
+            return
+        moment = Moment(
+            context=lambda: self._context.for_step(0, captured=self._captured),
+            captured=self._captured,
+            send=_no_connection,
+            receive=_no_connection,
+            network=self._connector.network,
+            display_url=self.endpoint.display_url,
+            note=self.note,
+        )
+        try:
+            await run_steps(steps, moment)
+            return
+        except StepFailed as error:
+            failed = error
+        raise login_error(failed, self.endpoint.display_url)
+
+    async def handshake(self, token: str | None) -> Connection:
+        """Connect and log in."""
+        display_url, settings = self.endpoint.display_url, self.plan.settings
+        credentials = handshake_credentials(self.plan.auth, token)
+        handshake = self.plan.handshake(self._call)
+        self.note.begin("the handshake")
         target = Target(
-            url=add_query(endpoint.url, credentials.query),
-            endpoint=endpoint.display_url,
-            headers=merge_headers(endpoint.headers, credentials.headers),
-            subprotocols=tuple(template.text(RenderContext({}, "")) for template in settings.subprotocols),
+            url=add_query(handshake.url, credentials.query),
+            endpoint=display_url,
+            headers=merge_headers(handshake.headers, credentials.headers),
+            subprotocols=handshake.subprotocols,
             compression=settings.compression,
             compression_threshold=settings.compression_threshold,
             max_message_size=settings.max_message_size,
-            network=self.network,
+            network=self._connector.network,
         )
         wire = await open_wire(target)
         kind = MultiplexedConnection if settings.multiplex else ExclusiveConnection
-        connection = kind(wire, settings, display_url=endpoint.display_url, tasks=tasks)
-        try:
-            await connection.log_in()
-        except BaseException:
-            connection.abort("the login failed")
-            raise
+        connection = kind(
+            wire,
+            settings,
+            display_url=display_url,
+            tasks=self._tasks,
+            network=self._connector.network,
+            context=self._context,
+            captured=self._captured,
+            trace=self._connector.trace,
+        )
+        if settings.on_connect:
+            try:
+                await connection.log_in(settings.on_connect, self.note)
+            except BaseException:
+                connection.abort("the login failed")
+                raise
         return connection
+
+
+async def _no_connection(data: str | bytes = b"") -> Any:
+    raise AssertionError(f"a step of prepare has no connection to use ({len(data)} bytes)")
 
 
 def backoff(retry: int) -> float:
     """Seconds before the given retry, counted from 1: exponential, with full jitter in its upper half."""
-    longest = min(_BACKOFF_FIRST * 2.0 ** (retry - 1), _BACKOFF_LONGEST)
+    # Bounded before it is raised to a power: 2.0 ** 1024 is no number any more.
+    longest = min(_BACKOFF_FIRST * 2.0 ** min(retry - 1, 10), _BACKOFF_LONGEST)
     return longest * (0.5 + random.random() / 2)  # noqa: S311 - jitter needs no cryptography

@@ -9,7 +9,7 @@ state                             where the wire pushes (asyncio)              e
 ================================  ===========================================  ===================================
 an exchange waits for a message   its own task                                 its own task
 an exchange is away (a stream     the transport, into the wire's bounded       the background reader, after a
-whose consumer is slow)           queue                                        moment, into the bounded inbox
+whose consumer is slow)           queue                                        moment, into the exchange's queue
 idle                              the transport; `_discard` is called back     the background reader
 closing, with a farewell          the closing task                             the closing task
 ================================  ===========================================  ===================================
@@ -21,6 +21,7 @@ it gets.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 
+from .._wire import Interrupted
+from ..errors import WebSocketClosedError
 from .connection import Channel, Connection, User
 
 if TYPE_CHECKING:
@@ -41,8 +44,7 @@ QUIET_SECONDS = 0.05
 """How long nobody must have read before the background reader does."""
 
 _MAX_PAUSE = 0.5
-_MAX_INBOX_MESSAGES = 16
-_MAX_INBOX_BYTES = 256 * 1024
+_MAX_KEPT_BYTES = 256 * 1024
 _DRAIN_ROUNDS = 100
 
 
@@ -50,7 +52,12 @@ class ExclusiveConnection(Connection):
     """A connection that one exchange uses at a time."""
 
     is_shared = False
-    _background: _BackgroundReader | None = None
+    _reader: _BackgroundReader | None = None
+    _kept_bytes = 0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.kept: list[Message] = []
 
     @property
     def is_in_use(self) -> bool:
@@ -59,8 +66,10 @@ class ExclusiveConnection(Connection):
     def open_channel(self, user: User) -> ExclusiveChannel:
         self._user = user
         self.calls += 1
-        if self._background is None:
+        if self._reader is None:
             self.wire.set_data_callback(None)
+        while self._inbox:
+            user.accept(self._inbox.popleft())
         return ExclusiveChannel(self, user)
 
     def end_use(self, user: User) -> None:
@@ -73,37 +82,61 @@ class ExclusiveConnection(Connection):
             self.wire.interrupt()
             if self._has_read is not None:
                 self._has_read.set()
-        if self._inbox:
-            self._inbox.clear()
-            self.may_get_stray_response = True
-        if self._background is None and not self.is_over:
+        if self._reader is None and not self.is_over and not self.keeps_messages:
             self.wire.set_data_callback(self._discard)
 
     async def drain(self) -> None:
         for _ in range(_DRAIN_ROUNDS):
             if not self.is_available or not self.has_unread_data:
                 break
-            if self._background is None:
+            if self._reader is None:
                 self._discard()
             else:
-                self._background.nudge()
+                self._reader.nudge()
             await anyio.lowlevel.checkpoint()
 
     def _start_reading(self) -> None:
-        if self._handles_messages or not self.wire.set_data_callback(self._discard):
-            self._background = _BackgroundReader(self)
-            self._run(self._background.run)
+        # What came in one read with the end of the login is for whoever comes first.
+        if self._handles_messages or self.keeps_messages or not self.wire.set_data_callback(self._discard):
+            self._reader = _BackgroundReader(self)
+            self._run(self._reader.run)
 
     def _ensure_reading(self) -> None:
-        if self._background is not None and not self._is_being_read:
-            self._background.nudge()
+        if self._reader is not None and not self._is_being_read:
+            self._reader.nudge()
 
     def _deliver(self, message: Message) -> None:
-        if self._user is not None or self._background is None or self.is_over:
+        if self._user is not None:
+            self._user.accept(message)
+        elif not self._is_started or self.is_over:
             self._inbox.append(message)
+        elif self.keeps_messages:
+            self._keep_for_session(message)
         else:
             # Nobody asked for it, and more may be on its way.
             self.may_get_stray_response = True
+            if self.trace is not None:
+                self.trace("received", message.data, "discarded: no call is running")
+
+    def _keep_for_session(self, message: Message) -> None:
+        self.kept.append(message)
+        self._kept_bytes += message.size
+        if self._kept_bytes > _MAX_KEPT_BYTES:
+            self.give_up(
+                WebSocketClosedError(
+                    f"the session was closed: more than {_MAX_KEPT_BYTES // 1024} KiB arrived between its calls",
+                    endpoint=self.display_url,
+                )
+            )
+
+    @property
+    def has_kept(self) -> bool:
+        return bool(self.kept)
+
+    def take_kept(self) -> list[Message]:
+        kept, self.kept = self.kept, []
+        self._kept_bytes = 0
+        return kept
 
     def _discard(self) -> None:
         """Throw away what came while the connection is idle, and notice its end."""
@@ -121,8 +154,7 @@ class ExclusiveConnection(Connection):
             user.fail(error)
 
     def _users(self) -> Iterable[User]:
-        # The one user finds the error where it receives, behind what came before.
-        return ()
+        return () if self._user is None else (self._user,)
 
     # For the background reader and the channel
 
@@ -133,21 +165,30 @@ class ExclusiveConnection(Connection):
 
     @property
     def has_room(self) -> bool:
-        """True if the inbox takes a further message."""
-        inbox = self._inbox
-        return len(inbox) < _MAX_INBOX_MESSAGES and sum(len(message.data) for message in inbox) < _MAX_INBOX_BYTES
+        """True if whoever gets the next message takes it."""
+        return self._user is None or self._user.has_room
+
+    async def read_for(self, user: User) -> None:
+        """Read once for the user, or until somebody else has.
+
+        Raises:
+            Interrupted: The use has ended.
+            WebSocketError: The connection is closed, and everything that came before was accepted.
+        """
+        if self._user is not user:
+            raise Interrupted
+        if self._error is not None:
+            raise copy.copy(self._error)
+        await self._read()
 
     async def read_once(self) -> None:
         """Read one message and take it in."""
         await self._read()
 
-    def pop_nowait(self) -> Message | None:
-        """The first message of the inbox."""
-        return self._inbox.popleft() if self._inbox else None
-
     def take_all_nowait(self) -> deque[str | bytes] | None:
         """Everything that has been received; None if each message has to be looked at."""
-        return None if self._inbox or self._handles_messages else self.wire.take_nowait()
+        looks = self._handles_messages or self.settings.incoming is not None or self.trace is not None
+        return None if looks else self.wire.take_nowait()
 
 
 class _BackgroundReader:
@@ -177,7 +218,7 @@ class _BackgroundReader:
         return not (connection.is_over or connection.is_being_read) and connection.has_room
 
     async def _until_needed(self) -> None:
-        """Wait until nobody has read for a while, nobody reads now, and the inbox has room."""
+        """Wait until nobody has read for a while, nobody reads now, and whoever gets the next message takes it."""
         pause = QUIET_SECONDS
         while not self._connection.is_over:
             reads = self._connection.reads
@@ -210,11 +251,7 @@ class ExclusiveChannel(Channel):
         """Nothing is queued."""
 
     async def wait(self) -> None:
-        self._user.accept(await self._connection.receive(self._user))
-
-    def take_in(self) -> None:
-        while (message := self._connection.pop_nowait()) is not None:
-            self._user.accept(message)
+        await self._connection.read_for(self._user)
 
     def take_nowait(self) -> deque[str | bytes] | None:
         return self._connection.take_all_nowait()

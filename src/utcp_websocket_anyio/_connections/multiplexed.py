@@ -27,7 +27,7 @@ from .connection import Channel, Connection, User
 from .outbox import Outgoing
 
 if TYPE_CHECKING:
-    from .._templates.plan import Path
+    from .._templates.plan import Path, ResumeChange
     from ..errors import WebSocketError
 
 __all__ = ["MultiplexedConnection", "Router"]
@@ -118,6 +118,14 @@ class SharedChannel(Channel):
         self._user.fail(error)
         self._wake()
 
+    def move(self, change: ResumeChange) -> None:
+        self._user.move(change)
+
+    @property
+    def has_room(self) -> bool:
+        """A shared connection is read in any case; what nobody takes fails its own exchange only."""
+        return True
+
     # As the exchange sees it
 
     async def send(self, data: str | bytes) -> None:
@@ -134,11 +142,10 @@ class SharedChannel(Channel):
     async def wait(self) -> None:
         if self._interrupted or self._error is not None:
             self._raise()
-        self._accepted = anyio.Event()
+        # The task that sends a request of several steps may wait beside the caller's.
+        if self._accepted is None or self._accepted.is_set():
+            self._accepted = anyio.Event()
         await self._accepted.wait()
-
-    def take_in(self) -> None:
-        """The reader has done so."""
 
     def take_nowait(self) -> deque[str | bytes] | None:
         return None

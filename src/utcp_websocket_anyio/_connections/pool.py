@@ -14,6 +14,10 @@ What a new caller of an endpoint gets (`_EndpointConnections.claim`):
 4. There is a free slot: the right to open a connection.
 5. Otherwise it waits.
 
+Two calls whose farewells (`on_end`) are the same do not share a connection: the first to leave would silence the other.
+A *session* has one connection at a time, which is never replaced in silence: after its loss, the next call of the
+session fails, and says so.
+
 An idle connection is closed when it has been idle for its `keep_alive_timeout`, and the one idle longest when there are
 more than `max_idle_connections` over all endpoints. One task, the *caretaker*, does that, and lets go of what
 finalizers have left: they may run in any thread and at any moment, so they only leave a note and wake it.
@@ -30,8 +34,8 @@ import errno
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -45,6 +49,7 @@ from .statistics import Statistics
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
+    from .._templates.placeholders import RenderContext
     from .._templates.plan import Endpoint, Plan
     from .connection import Connection
     from .statistics import Counters
@@ -53,11 +58,27 @@ __all__ = ["Pool"]
 
 _log = logging.getLogger(__name__)
 
+_MAX_LOST_SESSIONS = 1000
 _DESCRIPTORS_EXHAUSTED = (errno.EMFILE, errno.ENFILE)
 
 
 class _Grant(enum.Enum):
     SLOT = enum.auto()
+
+
+class Connect(Protocol):
+    """Opens a connection to an endpoint, within the time that the plan allows."""
+
+    def __call__(
+        self,
+        endpoint: Endpoint,
+        plan: Plan,
+        context: RenderContext,
+        tasks: TaskGroup,
+        *,
+        carried: Mapping[str, Any] | None = None,
+    ) -> Awaitable[Connection]:
+        """Its tasks run in the given group."""
 
 
 class _Waiter:
@@ -90,12 +111,12 @@ class _EndpointConnections:
     def is_unused(self) -> bool:
         return not (self.connections or self.slots_lent or self.waiters)
 
-    def pick(self, *, reject_stray: bool) -> Connection | None:
+    def pick(self, *, reject_stray: bool, farewell: Hashable = None) -> Connection | None:
         """The connection that a new caller gets at once, if there is one. An exclusive one is no longer idle then."""
         if self.waiters:
             return None
         if self.is_shared:
-            return next((connection for connection in self.connections if connection.is_available), None)
+            return next((one for one in self.connections if one.can_be_shared(farewell)), None)
         if not self.idle:
             return None
         position = len(self.idle) - 1
@@ -106,6 +127,9 @@ class _EndpointConnections:
 
     def lend_slot(self, capacity: int) -> bool:
         """Take the right to open a connection, if one is left and nobody waits for it."""
+        if self.is_shared and self.slots_lent:
+            # Whoever comes while a connection to share is being opened shares it.
+            return False
         if self.waiters or len(self.connections) + self.slots_lent >= capacity:
             return False
         self.slots_lent += 1
@@ -143,14 +167,14 @@ class Pool:
     def __init__(
         self,
         task_group: TaskGroup,
-        connect: Callable[[Endpoint, Plan, TaskGroup], Awaitable[Connection]],
+        connect: Connect,
         counters: Counters,
         *,
         max_idle_connections: int = 100,
     ) -> None:
         self._task_group = task_group
         self._connect = connect
-        self._counters = counters
+        self.counters = counters
         self._max_idle = max_idle_connections
         self._endpoints: dict[Endpoint, _EndpointConnections] = {}
         # In the order in which they became idle, with the time at which they have been idle for too long.
@@ -160,6 +184,7 @@ class Pool:
         self._next_look = math.inf
         self._wake = loop_waker(self._call_caretaker)
         self._closed = False
+        self._lost_sessions: dict[Endpoint, Connection] = {}
         self.clock = loop_clock()
         self.deadlines = Deadlines()
 
@@ -181,11 +206,13 @@ class Pool:
             active=states["active"],
             closing=states["closing"],
             waiting=sum(len(each.waiters) for each in there),
-            calls=self._counters.calls,
-            errors=self._counters.errors,
-            reconnects=self._counters.reconnects,
-            bytes_sent=self._counters.bytes_sent + sum(connection.wire.bytes_sent for connection in connections),
-            bytes_received=self._counters.bytes_received + sum(c.wire.bytes_received for c in connections),
+            calls=self.counters.calls,
+            errors=self.counters.errors,
+            reconnects=self.counters.reconnects,
+            resumes=self.counters.resumes,
+            skipped=self.counters.skipped,
+            bytes_sent=self.counters.bytes_sent + sum(connection.wire.bytes_sent for connection in connections),
+            bytes_received=self.counters.bytes_received + sum(c.wire.bytes_received for c in connections),
         )
 
     async def run(self) -> None:
@@ -201,12 +228,12 @@ class Pool:
 
     # Taking a connection
 
-    def claim(self, endpoint: Endpoint, *, reject_stray: bool) -> Connection | None:
+    def claim(self, endpoint: Endpoint, *, reject_stray: bool, farewell: Hashable = None) -> Connection | None:
         """An idle or shared connection that can be used at once, without waiting for anything."""
         there = self._endpoints.get(endpoint)
         if there is None:
             return None
-        picked = there.pick(reject_stray=reject_stray)
+        picked = there.pick(reject_stray=reject_stray, farewell=farewell)
         if picked is None or picked.is_shared:
             return picked
         if not self._is_usable(picked, reject_stray=reject_stray):
@@ -216,41 +243,90 @@ class Pool:
         self._idle_until.pop(picked, None)
         return picked
 
-    async def acquire(self, endpoint: Endpoint, plan: Plan, *, reject_stray: bool) -> Connection:
-        """A connection for one exchange, to be given back with `release` or `retire`; a shared one is not given back.
+    async def acquire(
+        self,
+        endpoint: Endpoint,
+        plan: Plan,
+        context: RenderContext,
+        *,
+        reject_stray: bool,
+        farewell: Hashable = None,
+        only_open: bool = False,
+        carried: Mapping[str, Any] | None = None,
+    ) -> Connection | None:
+        """A connection for one exchange, to be given back with `release` or `retire`, a shared one with `left`.
 
         Args:
             endpoint: Where it leads.
             plan: The limits of the call that asks.
+            context: Its arguments.
             reject_stray: Not a connection on which a response may come that nobody asked for: the caller could not
                 tell it from its own.
+            farewell: Not a shared connection on which another call will say the same at its end; None: none is said.
+            only_open: None is opened; if none is there, None is returned.
+            carried: What the connection in whose place a new one comes had captured.
 
         Raises:
             WebSocketTimeoutError: No connection became free, or could be opened, in time.
             WebSocketConnectionError: None could be opened.
-            WebSocketClosedError: The pool was closed meanwhile.
+            WebSocketClosedError: The pool was closed meanwhile, or the session's connection was lost.
         """
         # Fixed before the loop: a caller may get a connection that is lost at once, and must not wait anew.
         deadline = self.clock() + plan.timeout
         while True:
             self._check_open(endpoint)
+            if endpoint.session is not None and endpoint in self._lost_sessions:
+                lost = self._after_lost_session(endpoint, plan, only_open=only_open)
+                if lost is not None or only_open:
+                    return lost
             there = self._endpoints.get(endpoint)
             if there is None:
+                if only_open:
+                    return None
                 there = self._endpoints[endpoint] = _EndpointConnections(endpoint)
-            granted: Connection | Literal[_Grant.SLOT] | None = there.pick(reject_stray=reject_stray)
+            granted: Connection | Literal[_Grant.SLOT] | None = there.pick(reject_stray=reject_stray, farewell=farewell)
             if granted is None:
-                if there.lend_slot(plan.max_connections):
+                if there.lend_slot(1 if endpoint.session is not None else plan.max_connections):
                     granted = _Grant.SLOT
                 else:
                     granted = await self._wait(there, plan, deadline)
             if granted is _Grant.SLOT:
-                return await self._open(there, plan)
+                return await self._open(there, plan, context, carried)
             self._idle_until.pop(granted, None)
             if granted.is_shared:
+                if granted.can_be_shared(farewell):
+                    return granted
+                if granted.is_available and endpoint.session is not None:
+                    # In a session it waits for the other call to leave.
+                    await granted.wait_left()
+            elif endpoint.session is not None:
                 if granted.is_available:
                     return granted
             elif await self._made_usable(there, granted, reject_stray=reject_stray):
                 return granted
+
+    def session_endpoint(self, manual: str, session: str) -> Endpoint | None:
+        """The endpoint of a session that has a connection, or had one that was lost; None: it has to be opened."""
+        known = (*self._endpoints, *self._lost_sessions)
+        return next((one for one in known if one.session == session and one.manual == manual), None)
+
+    def _after_lost_session(self, endpoint: Endpoint, plan: Plan, *, only_open: bool) -> Connection | None:
+        """What a call gets whose session has lost its connection: first what is kept, then an error, once."""
+        connection = self._lost_sessions[endpoint]
+        listens = plan.message_filter is not None and not plan.request and not plan.before
+        if listens and connection.has_kept:
+            return connection
+        del self._lost_sessions[endpoint]
+        if only_open:
+            return None
+        assert connection.error is not None
+        code = connection.error.code if isinstance(connection.error, WebSocketClosedError) else 1006
+        raise WebSocketClosedError(
+            f"the connection of the session {endpoint.session!r} was closed: {connection.error.args[0]};"
+            " the next call starts a new session",
+            code=code,
+            endpoint=endpoint.display_url,
+        )
 
     def _is_usable(self, connection: Connection, *, reject_stray: bool) -> bool:
         """True if nothing stands against using an idle connection now."""
@@ -309,7 +385,13 @@ class Pool:
         elif not isinstance(outcome, WebSocketError) and not outcome.is_shared:
             self._put_back(there, outcome)
 
-    async def _open(self, there: _EndpointConnections, plan: Plan) -> Connection:
+    async def _open(
+        self,
+        there: _EndpointConnections,
+        plan: Plan,
+        context: RenderContext,
+        carried: Mapping[str, Any] | None,
+    ) -> Connection:
         """Use a slot: open a connection, and tell those who wait for it if it is shared."""
         scope = anyio.CancelScope()
         there.opening.add(scope)
@@ -317,7 +399,7 @@ class Pool:
         try:
             self._check_open(there.endpoint)
             with scope:
-                connection = await self._connect_with_descriptors(there.endpoint, plan)
+                connection = await self._connect_with_descriptors(there.endpoint, plan, context, carried)
             # The pool may have been closed in the turn in which the connection was opened, too late to be cancelled.
             if connection is None or scope.cancel_called:
                 if connection is not None:
@@ -335,16 +417,20 @@ class Pool:
         there.connections.add(connection)
         # Only now: a connection that is lost before it is here must not give back a slot twice.
         connection.on_lost = lambda lost: self._lost(there, lost)
+        connection.on_leaving = self._leaving
+        connection.keeps_messages = there.endpoint.session is not None and not there.is_shared
         connection.start()
         if there.is_shared:
             there.resolve_all(connection)
         return connection
 
-    async def _connect_with_descriptors(self, endpoint: Endpoint, plan: Plan) -> Connection:
+    async def _connect_with_descriptors(
+        self, endpoint: Endpoint, plan: Plan, context: RenderContext, carried: Mapping[str, Any] | None
+    ) -> Connection:
         """Connect; where the process has no file descriptor left, idle connections make room."""
         while True:
             try:
-                return await self._connect(endpoint, plan, self._task_group)
+                return await self._connect(endpoint, plan, context, self._task_group, carried=carried)
             except WebSocketConnectionError as error:
                 if error.errno not in _DESCRIPTORS_EXHAUSTED or not self._idle_until:
                     raise
@@ -367,7 +453,7 @@ class Pool:
             keep_alive: Seconds after which it is closed if nobody uses it; None: never.
         """
         there = self._endpoints.get(endpoint)
-        if there is None or self._closed or not connection.is_available:
+        if there is None or self._closed or endpoint.single_use or not connection.is_available:
             self.retire(connection, "no longer needed")
             return
         connection.may_get_stray_response |= unanswered
@@ -390,6 +476,23 @@ class Pool:
             self._call_caretaker()
         if len(self._idle_until) > self._max_idle:
             self.retire(next(iter(self._idle_until)), "idle longest of too many")
+
+    def left(self, connection: Connection, *, closes: bool = False) -> None:
+        """An exchange has left a shared connection.
+
+        Args:
+            connection: A shared connection.
+            closes: It is closed when the last exchange has left.
+        """
+        if closes:
+            connection.leave()
+        elif connection.is_leaving:
+            self._leaving(connection)
+
+    def _leaving(self, connection: Connection) -> None:
+        """A connection takes no further exchange: it is closed when it is free."""
+        if not connection.is_in_use:
+            self.retire(connection, "the server asked for it")
 
     def retire(self, connection: Connection, why: str) -> None:
         """Close a connection in the background; it is never used again."""
@@ -421,7 +524,9 @@ class Pool:
 
     async def deregister(self, manual: str) -> None:
         """Close the connections of one manual and fail its calls; returns when these connections are closed."""
-        await self._close_all(self._of(manual), "the manual was deregistered")
+        for endpoint in [one for one in self._lost_sessions if one.manual == manual]:
+            del self._lost_sessions[endpoint]
+        await self._close_all(self._of(manual), "the manual was deregistered", ends_sessions=True)
 
     async def aclose(self) -> None:
         """Close every connection and fail every call; returns when all are closed. The pool stays closed."""
@@ -446,7 +551,9 @@ class Pool:
     def _of(self, manual: str) -> list[_EndpointConnections]:
         return [there for endpoint, there in self._endpoints.items() if endpoint.manual == manual]
 
-    async def _close_all(self, endpoints: Iterable[_EndpointConnections], why: str) -> None:
+    async def _close_all(
+        self, endpoints: Iterable[_EndpointConnections], why: str, *, ends_sessions: bool = False
+    ) -> None:
         # Only what is there now: connections that are opened meanwhile are no concern of a deregistration.
         endpoints = list(endpoints)
         connections = [connection for there in endpoints for connection in there.connections]
@@ -455,18 +562,30 @@ class Pool:
             for scope in list(there.opening):
                 scope.cancel()
         for connection in connections:
+            connection.ends_session |= ends_sessions
             self.retire(connection, why)
         for connection in connections:
             await connection.wait_closed()
 
     def _lost(self, there: _EndpointConnections, connection: Connection) -> None:
         there.connections.discard(connection)
-        self._counters.bytes_sent += connection.wire.bytes_sent
-        self._counters.bytes_received += connection.wire.bytes_received
+        self.counters.bytes_sent += connection.wire.bytes_sent
+        self.counters.bytes_received += connection.wire.bytes_received
         self._idle_until.pop(connection, None)
         if connection in there.idle:
             there.idle.remove(connection)
+        if there.endpoint.session is not None and not (connection.ends_session or self._closed):
+            self._session_lost(there, connection)
         self._slot_freed(there)
+
+    def _session_lost(self, there: _EndpointConnections, connection: Connection) -> None:
+        """A session must not be replaced in silence: its next call is told."""
+        self._lost_sessions[there.endpoint] = connection
+        if len(self._lost_sessions) > _MAX_LOST_SESSIONS:
+            del self._lost_sessions[next(iter(self._lost_sessions))]
+        if there.waiters:
+            # The first that waits looks again, and finds out.
+            there.waiters.popleft().resolve(connection)
 
     def _slot_freed(self, there: _EndpointConnections) -> None:
         if not there.pass_on(_Grant.SLOT):

@@ -27,6 +27,8 @@ class Statistics:
         calls: Calls and streams begun so far.
         errors: How many of them failed, by the name of the error's class.
         reconnects: Attempts to connect after a failed one.
+        resumes: Streams that went on after the loss of their connection.
+        skipped: Messages that meant nothing to the call they were shown to.
         bytes_sent: Of messages, without frames, compression and TLS.
         bytes_received: Of messages, likewise.
     """
@@ -39,6 +41,8 @@ class Statistics:
     calls: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)
     reconnects: int = 0
+    resumes: int = 0
+    skipped: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
 
@@ -62,6 +66,8 @@ class Counters:
     def __init__(self) -> None:
         self.calls = 0
         self.reconnects = 0
+        self.resumes = 0
+        self.skipped = 0
         self.bytes_sent = 0
         self.bytes_received = 0
         self._errors: Counter[str] = Counter()

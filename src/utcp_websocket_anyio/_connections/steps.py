@@ -1,142 +1,268 @@
-"""Steps: the part of a conversation that goes before, around and after requests.
+"""Steps: what is said before, around and after requests.
 
-One function has every such conversation: a login (`on_connect`), what precedes a request (`before`) and a farewell
-(`on_close`). What differs between them, who sends and receives and what a rejection means, comes in as arguments.
-`ConnectionScript` is a connection's own part: login, farewell and automatic replies.
+One function, `run_steps`, runs the steps of every moment of a call template. What differs between the moments comes in
+as a `Moment`: what placeholders stand for, where messages come from and go, what a failure means. The parts of a step
+are done in the order in which the specification lists them: compute, http, send, then wait for what is expected.
+
+A wait that may time out notes what it waits for in a `WaitNote`, so that the error can tell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+import copy
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
+from .._net.http import Answer, request
+from .._templates.placeholders import MissingCaptureError
 from .._templates.received import Message, ResponseError
-from .._templates.values import RenderContext
-from ..errors import WebSocketAuthError, WebSocketError, WebSocketProtocolError
+from ..errors import WebSocketAuthError, WebSocketClosedError, WebSocketConnectionError, WebSocketError
+from .texts import error_text
 
 if TYPE_CHECKING:
+    from .._net.transport import Network
     from .._templates.extraction import Extraction
-    from .._templates.plan import MessageHandler, Step
+    from .._templates.filters import Filter
+    from .._templates.plan import Step
+    from .._templates.values import RenderContext
+    from .trace import Trace
 
-__all__ = ["ConnectionScript", "run_steps"]
+__all__ = [
+    "Moment",
+    "StepFailed",
+    "WaitNote",
+    "capture",
+    "is_login_refusal",
+    "login_error",
+    "run_steps",
+    "step_name",
+    "wait_for",
+]
 
-Send = Callable[["str | bytes"], Awaitable[object]]
-Receive = Callable[[], Awaitable[Message]]
 
-
-class ConnectionScript:
-    """What a connection itself has to say. Its placeholders stand for one uuid, and for no arguments.
-
-    Args:
-        display_url: The endpoint, for errors.
+class StepFailed(Exception):  # noqa: N818 - each moment has an error of its own for it
+    """A step did not succeed. Its moment says which error that is.
 
     Attributes:
-        captured: What was captured on the connection so far.
+        told: Which step failed and why, with the server's reason.
+        response: The message or HTTP body that says so, if there was one.
+        status: The HTTP status, or None.
+        is_rejection: True if the server's message matches `reject`.
     """
 
-    def __init__(self, auto_reply: tuple[MessageHandler, ...], display_url: str) -> None:
-        self.captured: dict[str, Any] = {}
-        self._auto_reply = auto_reply
-        self._display_url = display_url
-        self._call_id = 0
-        self._values: RenderContext | None = None
-
-    def next_call_id(self) -> int:
-        """A number larger than every one before on this connection."""
-        self._call_id += 1
-        return self._call_id
-
-    async def run_steps(self, steps: tuple[Step, ...], where: str, *, send: Send, receive: Receive) -> None:
-        """Have the conversation that opens or closes the connection.
-
-        Args:
-            where: The place of the steps in the call template, for errors.
-
-        Raises:
-            WebSocketAuthError: A step was rejected.
-        """
-        if steps:
-            await run_steps(
-                steps,
-                values=self._next_values,
-                send=send,
-                receive=receive,
-                captured=self.captured,
-                rejected=lambda index, _: WebSocketAuthError(
-                    f"the endpoint rejected the step {where}[{index}]", endpoint=self._display_url
-                ),
-                display_url=self._display_url,
-            )
-
-    def reply_to(self, message: Message) -> str | bytes | None:
-        """The answer to an application-level ping; None if the message is none.
-
-        Raises:
-            WebSocketProtocolError: The answer cannot be made of what was captured.
-        """
-        for automatic in self._auto_reply:
-            with response_faults(self._display_url):
-                if automatic.matches(message, self._own_values()):
-                    values = self._next_values().replace(message=message)
-                    capture(automatic.capture, message, self.captured, values)
-                    return None if automatic.reply is None else automatic.reply.encode(values)
-        return None
-
-    def _own_values(self) -> RenderContext:
-        if self._values is None:
-            self._values = RenderContext({}, "", captured=self.captured)
-        return self._values
-
-    def _next_values(self) -> RenderContext:
-        return self._own_values().for_step(self.next_call_id())
+    def __init__(
+        self, step: Step, reason: str, *, response: Any = None, status: int | None = None, is_rejection: bool = False
+    ) -> None:
+        told = f"{step_name(step)} failed: {reason}"
+        if is_rejection:
+            told = f"the endpoint rejected {step_name(step)}: {error_text(response)}"
+        super().__init__(told)
+        self.told = told
+        self.response = response
+        self.status = status
+        self.is_rejection = is_rejection
 
 
-async def run_steps(
-    steps: Iterable[Step],
-    *,
-    values: Callable[[], RenderContext],
-    send: Send,
-    receive: Receive,
-    captured: MutableMapping[str, Any],
-    rejected: Callable[[int, Message], WebSocketError],
-    skipped: Callable[[Message], None] = lambda message: None,
-    display_url: str,
-) -> None:
-    """Take the steps one after the other.
+@dataclass
+class WaitNote:
+    """What is being waited for, and what came instead, for the text of a time-out.
 
-    Args:
-        values: What the placeholders of the next step stand for; called once per step.
-        receive: The next message of the connection.
-        captured: Where what the steps capture is put.
-        rejected: The error of a step, by its index, whose `reject` filter the message matches.
-        skipped: Told of each message that a waiting step does not take.
+    Attributes:
+        what: A noun phrase: ``a response``.
+        skipped: The number of messages that were not meant.
+    """
+
+    what: str = "a response"
+    skipped: int = 0
+    _last: tuple[Filter, Message, RenderContext] | None = None
+
+    def begin(self, what: str) -> None:
+        """Wait for something else from now on."""
+        self.what = what
+        self.skipped = 0
+        self._last = None
+
+    def skip(self, filter_: Filter | None, message: Message, context: RenderContext) -> None:
+        """A message was not meant."""
+        self.skipped += 1
+        if filter_ is not None:
+            self._last = filter_, message, context
+
+    def told(self) -> str:
+        """What was waited for, how many messages were skipped, and where the last one differed."""
+        if not self.skipped:
+            return self.what
+        messages = "1 message was" if self.skipped == 1 else f"{self.skipped} messages were"
+        if self._last is None:
+            return f"{self.what}; {messages} skipped"
+        filter_, message, context = self._last
+        return f"{self.what}; {messages} skipped, the last differed: {filter_.difference(message, context)}"
+
+
+class Send(Protocol):
+    """Sends a message of a step."""
+
+    def __call__(self, data: str | bytes) -> Awaitable[object]:
+        """Send it, or queue it."""
+
+
+@dataclass
+class Moment:
+    """What differs between the moments in which steps are run.
+
+    Attributes:
+        context: What the placeholders of the next step stand for; called once per step.
+        captured: Where captured and computed values are put.
+        send: Sends a message.
+        receive: The next message that may be meant for a step.
+        network: The way to HTTP servers.
         display_url: The endpoint, for errors.
+        skipped: Told of each message that a waiting step does not take.
+        note: Where the wait is noted.
+        omits_steps_without_captures: True if a step that lacks a captured value is left out instead of failing.
+        trace: Told of every message; None: nobody is.
     """
-    for index, step in enumerate(steps):
-        stand_for = values()
-        if step.send is not None:
-            with response_faults(display_url):
-                data = step.send.encode(stand_for)
-            await send(data)
-        if step.expect is None:
+
+    context: Callable[[], RenderContext]
+    captured: MutableMapping[str, Any]
+    send: Send
+    receive: Callable[[], Awaitable[Message]]
+    network: Network
+    display_url: str
+    skipped: Callable[[Message], None] = lambda message: None
+    note: WaitNote = field(default_factory=WaitNote)
+    omits_steps_without_captures: bool = False
+    trace: Trace | None = None
+
+
+async def run_steps(steps: Iterable[Step], moment: Moment) -> bool:
+    """Run the steps one after the other.
+
+    Returns:
+        True if the last step waited for a message, and it came.
+
+    Raises:
+        StepFailed: A step was rejected, or a value for it is missing.
+        WebSocketError: The connection ended meanwhile.
+    """
+    answered = False
+    for step in steps:
+        context = moment.context()
+        try:
+            message = await _run_step(step, context, moment)
+        except MissingCaptureError as error:
+            if moment.omits_steps_without_captures:
+                answered = False
+                continue
+            reason = str(error)
+        except (ValueError, ResponseError) as error:
+            if isinstance(error, WebSocketError):
+                raise
+            reason = str(error)
+        else:
+            answered = message is not None
             continue
-        while True:
-            message = await receive()
-            with response_faults(display_url):
-                if step.reject is not None and step.reject.matches(message, stand_for):
-                    raise rejected(index, message)
-                if step.expect.matches(message, stand_for):
-                    capture(step.capture, message, captured, stand_for)
-                    break
-                skipped(message)
+        raise StepFailed(step, reason)
+    return answered
+
+
+async def _run_step(step: Step, context: RenderContext, moment: Moment) -> Message | None:
+    if step.compute is not None:
+        moment.captured.update(step.compute.compute(context))
+    if step.http is not None:
+        moment.note.begin(f"the answer to {step_name(step)}")
+        await _request(step, context, moment)
+        return None
+    if step.send is not None:
+        data = step.send.encode(context)
+        if moment.trace is not None:
+            moment.trace("sent", data, step_name(step))
+        await moment.send(data)
+    if step.expect is None:
+        return None
+    return await wait_for(step, context, moment)
+
+
+async def wait_for(step: Step, context: RenderContext, moment: Moment) -> Message:
+    """Wait for the message that a step expects.
+
+    Raises:
+        StepFailed: The message that came is rejected.
+        ResponseError: A message cannot be read as the step says.
+        WebSocketError: The connection ended meanwhile.
+    """
+    assert step.expect is not None
+    moment.note.begin(step_name(step))
+    while True:
+        message = await moment.receive()
+        if step.reject is not None and step.reject.matches(message, context):
+            _trace(moment, message, f"{step_name(step)}: rejected")
+            raise StepFailed(step, "rejected", response=message.content(), is_rejection=True)
+        if step.expect.matches(message, context):
+            _trace(moment, message, step_name(step))
+            capture(step.capture, message, moment.captured, context)
+            return message
+        if moment.trace is not None:
+            difference = step.expect.difference(message, context)
+            moment.trace("received", message.data, f"skipped by {step_name(step)}: {difference}")
+        moment.note.skip(step.expect, message, context)
+        moment.skipped(message)
+
+
+def _trace(moment: Moment, message: Message, meaning: str) -> None:
+    if moment.trace is not None:
+        moment.trace("received", message.data, meaning)
+
+
+async def _request(step: Step, context: RenderContext, moment: Moment) -> None:
+    """The HTTP request of a step; `expect`, `reject` and `capture` are about its answer."""
+    assert step.http is not None
+    made = step.http.render(context)
+    try:
+        answer = await request(
+            made.method,
+            made.url,
+            network=moment.network,
+            what=f"request of {step_name(step)}",
+            endpoint=moment.display_url,
+            headers=made.headers,
+            body=made.content,
+        )
+    except WebSocketConnectionError as error:
+        reason, transient = error.args[0], error.transient
+    else:
+        _check_answer(step, answer, context, moment)
+        return
+    raise WebSocketConnectionError(reason, endpoint=moment.display_url, transient=transient)
+
+
+def _check_answer(step: Step, answer: Answer, context: RenderContext, moment: Moment) -> None:
+    message = Message(answer.body)
+    content = message.content() if answer.body else None
+    if answer.status >= 400:
+        reason = answer.reason()
+        text = f"status {answer.status}{'' if reason is None else f': {reason}'}"
+        raise StepFailed(step, text, response=content, status=answer.status)
+    if step.reject is not None and step.reject.matches(message, context):
+        raise StepFailed(step, "rejected", response=content, status=answer.status, is_rejection=True)
+    if step.expect is not None and not step.expect.matches(message, context):
+        difference = step.expect.difference(message, context)
+        raise StepFailed(step, f"the answer is not what was expected: {difference}", response=content)
+    capture(step.capture, message, moment.captured, context)
+
+
+def step_name(step: Step) -> str:
+    """A step as errors name it: `step 2 of on_connect`."""
+    moment, bracket, index = step.where.partition("[")
+    return f"step {int(index[:-1]) + 1} of {moment}" if bracket else moment
 
 
 def capture(
     extractions: Mapping[str, Extraction],
     message: Message,
     captured: MutableMapping[str, Any],
-    values: RenderContext,
+    context: RenderContext,
 ) -> None:
     """Put what `extractions` pick from `message` into `captured`.
 
@@ -144,21 +270,19 @@ def capture(
         ResponseError: It is not there.
     """
     for name, extraction in extractions.items():
-        captured[name] = extraction.extract(message, values)
+        value = extraction.extract(message, context)
+        # A caller may change what it gets of the same message; what was captured must not change with it.
+        captured[name] = copy.deepcopy(value) if isinstance(value, (dict, list)) else value
 
 
-@contextmanager
-def response_faults(display_url: str) -> Iterator[None]:
-    """Turn what is wrong with a message, or with what was captured from one, into the caller's error.
+def login_error(failed: StepFailed, display_url: str) -> WebSocketConnectionError:
+    """What a failed step of `prepare` or `on_connect` is to the caller."""
+    if failed.is_rejection or failed.status in (401, 403):
+        return WebSocketAuthError(failed.told, endpoint=display_url, status=failed.status, response=failed.response)
+    transient = failed.status in (429, 502, 503, 504)
+    return WebSocketConnectionError(failed.told, endpoint=display_url, status=failed.status, transient=transient)
 
-    Nothing of the original error is behind it.
-    """
-    try:
-        yield
-    except WebSocketError:
-        raise
-    except (ResponseError, ValueError) as error:
-        fault = str(error)
-    else:
-        return
-    raise WebSocketProtocolError(fault, endpoint=display_url)
+
+def is_login_refusal(error: WebSocketError) -> bool:
+    """True if a server that closes with this code refuses a login (section 6 of the specification)."""
+    return isinstance(error, WebSocketClosedError) and (error.code in (1008, 3000, 3003) or 4000 <= error.code <= 4999)

@@ -221,6 +221,12 @@ class RenderContext:
         context._step = [None, next_step_id]
         return context  # type: ignore[no-any-return]
 
+    def for_handshake(self, captured: Mapping[str, Any]) -> RenderContext:
+        """The same arguments in the moments of a connection, which have a UUID of their own for each handshake."""
+        context: Any = self.for_step(0, captured=captured)
+        context._uuid = []
+        return context  # type: ignore[no-any-return]
+
 
 def reach(value: Any, path: Iterable[str | int]) -> Any:
     """The value at a path of keys and indices, or `MISSING`. A string of digits is an index where there is a list."""

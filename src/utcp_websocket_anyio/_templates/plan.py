@@ -743,7 +743,7 @@ class _Compiler:
             credentials=credential_key(fields["auth"]),
             connection_timeout=fields["connection_timeout"],
             reconnect_attempts=fields["reconnect_attempts"],
-            max_connections=1 if settings.multiplex else fields["max_connections"],
+            max_connections=fields["max_connections"],
             keep_alive_timeout=fields["keep_alive_timeout"],
             timeout=fields["timeout"],
             session=session,

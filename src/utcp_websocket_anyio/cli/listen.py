@@ -20,6 +20,7 @@ from .._connections.connection import Connection
 from .._connections.connector import Connector
 from .._connections.exclusive import ExclusiveConnection
 from .._connections.statistics import Counters
+from .._connections.steps import WaitNote
 from .._net.transport import Network
 from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
 from .._wire import Wire
@@ -191,7 +192,7 @@ async def _listen_in(tasks: TaskGroup, found: Found, session: _Session) -> WebSo
     connection = await _connect(tasks, found, session)
     try:
         with anyio.move_on_after(session.seconds) as scope:
-            await connection.log_in()
+            await connection.log_in(connection.settings.on_connect, WaitNote())
             for data in session.messages:
                 await connection.send(data)
             async with beside(partial(_send_lines, connection, session, scope)):
@@ -232,10 +233,17 @@ async def _connect(tasks: TaskGroup, found: Found, session: _Session) -> Connect
     plan = dataclasses.replace(plan, settings=silent, _last_endpoint=[])
     request = prepare(plan, "", arguments, manual=template.name)
     with waiting(f"connecting to {request.endpoint.display_url}"):
-        opened = await Connector(Network(), Counters()).connect(request.endpoint, plan, tasks)
+        opened = await Connector(Network(), Counters()).connect(request.endpoint, plan, request.context, tasks)
     note(f"connected to {request.endpoint.display_url}")
     wire = _ShownWire(opened.wire, session.traffic)
-    return ExclusiveConnection(wire, settings, display_url=opened.display_url, tasks=tasks)
+    return ExclusiveConnection(
+        wire,
+        settings,
+        display_url=opened.display_url,
+        tasks=tasks,
+        network=opened.network,
+        context=request.context,
+    )
 
 
 class _ShownWire(Wire):

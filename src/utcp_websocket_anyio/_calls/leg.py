@@ -1,0 +1,538 @@
+"""A leg: one exchange on one connection, from its `before` steps to its farewell.
+
+An exchange has one leg, unless it is a stream that resumes: then it has one after the other, and for a moment two. A
+leg is what a connection knows as its user. Messages come to it by one way, `accept`, called where a message is read:
+
+=========  ========================================================================================
+the leg    what `accept` does with a message
+=========  ========================================================================================
+opening    keeps it: for the step that waits, or for the exchange's own filters once the request is out
+running    offers it to a step of the request that waits, then to the exchange
+leaving    keeps it for the steps of `on_end`
+=========  ========================================================================================
+
+So nothing is lost between two steps, or right behind the message that completes one.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections import ChainMap, deque
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+
+from .._connections.bulkhead import internal_error, log_internal_error
+from .._connections.steps import Moment, StepFailed, WaitNote, capture, run_steps, step_name, wait_for
+from .._templates.placeholders import MissingCaptureError
+from .._templates.received import Message, ResponseError
+from .._templates.values import Template, render_number
+from .._wire import CLOSING_TIME, Interrupted
+from ..errors import WebSocketError, WebSocketProtocolError, WebSocketToolError
+from .responses import ResponseClassifier
+
+if TYPE_CHECKING:
+    from .._connections.connection import Connection
+    from .._templates.plan import ResumeChange, SendEach, Step
+    from .._templates.values import RenderContext
+    from .request import Request
+
+__all__ = ["Leg", "LegOwner"]
+
+_log = logging.getLogger(__name__)
+
+_MAX_KEPT_BYTES = 256 * 1024
+
+
+class LegOwner(Protocol):
+    """The exchange, as its legs see it."""
+
+    note: WaitNote
+    streaming: bool
+
+    @property
+    def has_room(self) -> bool:
+        """True if messages find room without waiting for the caller."""
+
+    def accepted(self, message: Message, leg: Leg) -> None:
+        """A message has come that no step takes."""
+
+    def leg_failed(self, leg: Leg, error: WebSocketError) -> None:
+        """The leg has ended with an error."""
+
+    def move(self, leg: Leg, change: ResumeChange) -> None:
+        """The server asks for a new connection."""
+
+    def request_sent(self, leg: Leg) -> None:
+        """The last message of the request is out."""
+
+
+class _State(enum.IntEnum):
+    OPENING = enum.auto()
+    RUNNING = enum.auto()
+    LEAVING = enum.auto()
+    LEFT = enum.auto()
+
+
+class Leg:
+    """One exchange on one connection.
+
+    Args:
+        owner: The exchange.
+        request: The prepared call.
+        connection: The connection, in use from now on.
+        captured: What the call has captured so far; shared by all its legs.
+    """
+
+    farewell_failed = False
+    _has_begun = False
+    _first: RenderContext | None = None
+    _scope: anyio.CancelScope | None = None
+
+    def __init__(
+        self, owner: LegOwner, request: Request, connection: Connection, captured: MutableMapping[str, Any]
+    ) -> None:
+        self._owner = owner
+        self._request = request
+        self._plan = request.plan
+        self.connection = connection
+        self._state = _State.OPENING
+        self._pending: deque[Message] = deque()
+        self._kept: list[Message] = []
+        self._kept_bytes = 0
+        self._awaited: tuple[Step, RenderContext] | None = None
+        self._answer: Message | None = None
+        self.captured: MutableMapping[str, Any] = ChainMap(captured, connection.captured)
+        self.context = request.context.replace(captured=self.captured)
+        self.classifier = self._classifier()
+        self.channel = connection.open_channel(self)
+        if request.farewell is not None:
+            connection.farewells[request.farewell] += 1
+
+    # As the connection sees it
+
+    @property
+    def has_room(self) -> bool:
+        """True if messages find room without waiting for the caller."""
+        return self._owner.has_room and self._kept_bytes < _MAX_KEPT_BYTES
+
+    def accept(self, message: Message) -> None:
+        """Take a message that was read for this exchange."""
+        if self._state is _State.RUNNING:
+            if self._awaited is None or not self._is_awaited(message):
+                self._owner.accepted(message, self)
+        elif self._state is not _State.LEFT:
+            self._pending.append(message)
+            self._count(message)
+
+    def fail(self, error: WebSocketError) -> None:
+        """The connection is gone."""
+        if self._state is _State.LEFT:
+            return
+        if self._state is _State.LEAVING:
+            self._leave()
+        else:
+            self._owner.leg_failed(self, error)
+
+    def move(self, change: ResumeChange) -> None:
+        """The server asks for a new connection."""
+        if self._state is not _State.LEFT:
+            self._owner.move(self, change)
+
+    # Beginning
+
+    async def run_before(self, steps: tuple[Step, ...]) -> None:
+        """Run the steps of `before`.
+
+        Raises:
+            WebSocketToolError: A step failed.
+            WebSocketError: The connection ended.
+            Interrupted: The exchange ended meanwhile.
+        """
+        await self._run(steps)
+
+    async def send_request(self, steps: tuple[Step, ...]) -> bool:
+        """Send the request, or begin to; from now on messages are responses.
+
+        Returns:
+            True if sending goes on in the background; then `LegOwner.request_sent` is called at its end.
+
+        Raises:
+            WebSocketToolError: The request cannot be encoded.
+            WebSocketError: The connection ended.
+            Interrupted: The exchange ended meanwhile.
+        """
+        self._start_running()
+        simple = steps[0].send if len(steps) == 1 and _only_sends(steps[0]) else None
+        self._has_begun |= bool(steps)
+        self._owner.note.begin("a response")
+        if simple is not None:
+            data = self._encoded(simple, steps[0])
+            if self.connection.trace is not None:
+                self.connection.trace("sent", data, "request")
+            await self.channel.send(data)
+        self._take_kept()
+        if simple is None and steps:
+            self.connection.start_task(self._send_request, steps)
+            return True
+        return False
+
+    def _start_running(self) -> None:
+        plan, connection = self._plan, self.connection
+        has_number = plan.uses_call_id or plan.on_end or plan.on_response is not None
+        call_id = connection.next_id() if has_number else 0
+        self.context = self.context.for_step(call_id, next_step_id=connection.next_id, captured=self.captured)
+        self.classifier = self._classifier()
+        correlation = None
+        if plan.correlation is not None:
+            path, value = plan.correlation
+            correlation = path, value.render(self.context)
+        self.channel.listen(correlation)
+        self._state = _State.RUNNING
+
+    def _classifier(self) -> ResponseClassifier:
+        return ResponseClassifier(
+            self._plan,
+            self.context,
+            streaming=self._owner.streaming,
+            display_url=self._request.endpoint.display_url,
+        )
+
+    def _encoded(self, message: Any, step: Step) -> str | bytes:
+        """The one message of a request. Its arguments were tried, so what fails is what was captured."""
+        try:
+            prepared = self._request.message
+            if prepared is None or step is not self._plan.request[0]:
+                return message.encode(self.context)  # type: ignore[no-any-return]
+            return prepared if isinstance(prepared, (str, bytes)) else prepared.encode(self.context)
+        except ValueError as error:
+            reason = str(error)
+        raise self._tool_error(StepFailed(step, reason))
+
+    def _take_kept(self) -> None:
+        """Show what came before the request was out to the exchange's own filters."""
+        if self._plan.message_filter is not None:
+            self._kept += self.connection.take_kept()
+        waiting = [*self._kept, *self._pending]
+        self._kept.clear()
+        self._pending.clear()
+        for message in waiting:
+            self.accept(message)
+
+    # The steps
+
+    async def _run(self, steps: tuple[Step, ...]) -> None:
+        try:
+            await run_steps(steps, self._moment(self._receive_pending, self._keep, self._step_context))
+            return
+        except StepFailed as error:
+            failed = error
+        raise self._tool_error(failed)
+
+    def _moment(
+        self,
+        receive: Callable[[], Awaitable[Message]],
+        skipped: Callable[[Message], None],
+        context: Callable[[], RenderContext],
+    ) -> Moment:
+        return Moment(
+            context=context,
+            captured=self.captured,
+            send=self._send,
+            receive=receive,
+            network=self.connection.network,
+            display_url=self._request.endpoint.display_url,
+            skipped=skipped,
+            note=self._owner.note,
+            trace=self.connection.trace,
+        )
+
+    def _step_context(self) -> RenderContext:
+        """A step before the request has a number of its own."""
+        self._has_begun = True
+        connection = self.connection
+        return self.context.for_step(connection.next_id(), next_step_id=connection.next_id, captured=self.captured)
+
+    def _request_context(self) -> RenderContext:
+        """The steps of the request, of `on_response` and of `on_end` share the call's number."""
+        return self.context.for_step(self.context.call_id, next_step_id=self.connection.next_id, captured=self.captured)
+
+    async def _send(self, data: str | bytes) -> None:
+        if self._state is _State.LEFT:
+            raise Interrupted
+        await self.channel.send(data)
+
+    async def _receive_pending(self) -> Message:
+        while not self._pending:
+            if self._state is _State.LEFT:
+                raise Interrupted
+            await self.channel.wait()
+        return self._pending.popleft()
+
+    def _keep(self, message: Message) -> None:
+        """A step has skipped a message: it may be a notification that came before the answer which tells its id."""
+        if self._plan.message_filter is not None:
+            self._kept.append(message)
+        else:
+            self._kept_bytes -= message.size
+
+    def _count(self, message: Message) -> None:
+        self._kept_bytes += message.size
+        if self._kept_bytes > _MAX_KEPT_BYTES:
+            reason = f"more than {_MAX_KEPT_BYTES // 1024} KiB arrived before {self._owner.note.what}"
+            self.fail(WebSocketProtocolError(reason, endpoint=self._request.endpoint.display_url))
+
+    def _tool_error(self, failed: StepFailed) -> WebSocketToolError:
+        return WebSocketToolError(failed.told, response=failed.response, endpoint=self._request.endpoint.display_url)
+
+    # A request of several steps
+
+    async def _send_request(self, steps: tuple[Step, ...]) -> None:
+        """Send the request in a task of its own: responses are taken while it is still sending."""
+        error: WebSocketError
+        try:
+            with anyio.CancelScope() as self._scope:
+                for step in steps:
+                    if step.send_each is not None:
+                        await self._send_each(step, step.send_each)
+                    else:
+                        moment = self._moment(self._receive_awaited, lambda message: None, self._request_context)
+                        await self._run_request_step(step, moment)
+                await self.channel.flush()
+                self._owner.request_sent(self)
+            return
+        except Interrupted:
+            return
+        except StepFailed as failure:
+            error = self._tool_error(failure)
+        except WebSocketError as failure:
+            error = failure
+        except (ValueError, ResponseError) as failure:
+            error = WebSocketToolError(str(failure), response=None, endpoint=self._request.endpoint.display_url)
+        except Exception as failure:  # noqa: BLE001 - the bulkhead; a source of items is the user's own code
+            log_internal_error(_log, failure, "sending a request")
+            error = internal_error(failure, endpoint=self._request.endpoint.display_url)
+        if self._state is _State.RUNNING:
+            self._owner.leg_failed(self, error)
+            self.channel.interrupt()
+
+    async def _run_request_step(self, step: Step, moment: Moment) -> None:
+        if step.expect is not None and step.http is None:
+            context = moment.context()
+            moment.context = lambda: context
+            # From now on, so that an answer that comes with the sending is not missed.
+            self._awaited = step, context
+        try:
+            await run_steps((step,), moment)
+        finally:
+            self._awaited = None
+
+    def _is_awaited(self, message: Message) -> bool:
+        assert self._awaited is not None
+        step, context = self._awaited
+        assert step.expect is not None
+        try:
+            is_awaited = (step.reject is not None and step.reject.matches(message, context)) or step.expect.matches(
+                message, context
+            )
+        except ResponseError:
+            return False
+        if is_awaited:
+            self._awaited, self._answer = None, message
+        return is_awaited
+
+    async def _receive_awaited(self) -> Message:
+        while self._answer is None:
+            # The exchange's own task reads; it may be away, and then this one does.
+            await self.channel.wait()
+        answer, self._answer = self._answer, None
+        return answer
+
+    async def _send_each(self, step: Step, each: SendEach) -> None:
+        context = self._request_context()
+        source: Any = each.of.render(context)
+        every = render_number(each.every, context) if isinstance(each.every, Template) else each.every
+        due = anyio.current_time()
+        items = _items(source, each, context)
+        try:
+            async for item in items:
+                if every is not None:
+                    await anyio.sleep_until(due)
+                    due = max(due, anyio.current_time()) + every
+                item_context = self._request_context().replace(item=item)
+                data = each.message.encode(item_context)
+                if self.connection.trace is not None:
+                    self.connection.trace("sent", data, step_name(step))
+                await self._send(data)
+                await self.channel.flush()
+        finally:
+            await _close(items, source)
+
+    # Responses
+
+    def remember(self, message: Message) -> None:
+        """Capture what `on_response` says of a response.
+
+        Raises:
+            ResponseError: It is not there.
+        """
+        handler = self._plan.on_response
+        if handler is not None and handler.capture:
+            capture(handler.capture, message, self.captured, self.context.replace(message=message))
+
+    def acknowledge(self, message: Message) -> None:
+        """Send what `on_response` says of a response that was handed to the caller.
+
+        Raises:
+            WebSocketToolError: It cannot be made.
+        """
+        handler = self._plan.on_response
+        if handler is None or handler.send is None or self.connection.error is not None:
+            return
+        try:
+            data = handler.send.encode(self._request_context().replace(message=message))
+        except ValueError as error:
+            reason = str(error)
+        else:
+            if self.connection.trace is not None:
+                self.connection.trace("sent", data, "on_response")
+            self.connection.post(data)
+            return
+        raise WebSocketToolError(
+            f"on_response failed: {reason}", response=message.content(), endpoint=self._request.endpoint.display_url
+        )
+
+    # Leaving
+
+    def finish(self, *, by_server: bool, in_full: bool) -> tuple[Step, ...]:
+        """Let go of the connection, unless there is a farewell to say.
+
+        Args:
+            by_server: The server has ended the exchange.
+            in_full: Every expected response has come.
+
+        Returns:
+            The steps of `on_end` that are left to run with `say_farewell`; the leg keeps the connection until then.
+        """
+        if self._scope is not None:
+            self._scope.cancel()
+        steps = self._farewell(by_server=by_server, in_full=in_full)
+        if not steps or self.connection.error is not None or self._state is _State.LEFT:
+            self._leave()
+            return ()
+        self._state = _State.LEAVING
+        self._pending.clear()
+        self._kept_bytes = 0
+        self._note = WaitNote()
+        return steps
+
+    def _farewell(self, *, by_server: bool, in_full: bool) -> tuple[Step, ...]:
+        if not self._plan.on_end or by_server or not self._has_begun:
+            return ()
+        return tuple(step for step in self._plan.on_end if step.always) if in_full else self._plan.on_end
+
+    def send_first(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        """Queue the first message of a farewell now, before anything that is sent later; gives what is left to do."""
+        for index, step in enumerate(steps):
+            if step.http is not None:
+                return steps[index:]
+            context = self._request_context()
+            try:
+                if step.compute is not None:
+                    self.captured.update(step.compute.compute(context))
+                if step.send is not None:
+                    data = step.send.encode(context)
+                    if self.connection.trace is not None:
+                        self.connection.trace("sent", data, step_name(step))
+                    self.connection.post(data)
+            except MissingCaptureError:
+                continue
+            except ValueError as error:
+                self._log_farewell(step, str(error))
+                return ()
+            if step.send is not None or step.expect is not None:
+                self._first = context
+                return steps[index:]
+        return ()
+
+    async def say_farewell(self, steps: tuple[Step, ...]) -> bool:
+        """Do the rest of a farewell, at most 2 s; True if the last step waited for a message and it came."""
+        moment = self._moment(self._receive_pending, lambda message: None, self._request_context)
+        moment.note = self._note
+        moment.omits_steps_without_captures = True
+        answered = False
+        try:
+            with anyio.move_on_after(CLOSING_TIME):
+                if self._first is not None:
+                    if steps[0].expect is not None:
+                        await wait_for(steps[0], self._first, moment)
+                        answered = True
+                    steps = steps[1:]
+                if steps:
+                    answered = await run_steps(steps, moment)
+                return answered
+            self._log_farewell(None, f"not answered in time: {self._note.told()}")
+        except StepFailed as error:
+            self._log_farewell(None, error.told)
+        except (Interrupted, WebSocketError):
+            self.farewell_failed = True
+        except (ResponseError, ValueError) as error:
+            self._log_farewell(None, str(error))
+        finally:
+            self._leave()
+        return False
+
+    def _log_farewell(self, step: Step | None, reason: str) -> None:
+        self.farewell_failed = True
+        where = "on_end" if step is None else step_name(step)
+        _log.info("%s: %s: %s", where, self._request.endpoint.display_url, reason)
+
+    def _leave(self) -> None:
+        if self._state is _State.LEFT:
+            return
+        self._state = _State.LEFT
+        self.channel.finish()
+        if self._request.farewell is not None:
+            self.connection.farewell_said(self._request.farewell)
+
+
+def _only_sends(step: Step) -> bool:
+    return (
+        step.send is not None
+        and step.compute is None
+        and step.http is None
+        and step.send_each is None
+        and step.expect is None
+    )
+
+
+async def _items(source: Any, each: SendEach, context: RenderContext) -> AsyncGenerator[Any, None]:
+    """The items of `send_each`: elements, or pieces of bytes."""
+    if isinstance(source, str):
+        source = each.decode(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        size = each.chunk_size(context) or max(len(data), 1)
+        for start in range(0, len(data), size):
+            yield data[start : start + size]
+    elif isinstance(source, AsyncIterable):
+        async for item in source:
+            yield item
+    elif isinstance(source, Iterable) and not isinstance(source, Mapping):
+        for item in source:
+            yield item
+    else:
+        raise ValueError(f"{each.of.where}: must be a list, text, bytes or an iterable, not {type(source).__name__}")
+
+
+async def _close(items: AsyncGenerator[Any, None], source: Any) -> None:
+    """End a source of items: a generator, a memory channel, or whatever else can be closed."""
+    with anyio.move_on_after(CLOSING_TIME, shield=True):
+        await items.aclose()
+        aclose, close = getattr(source, "aclose", None), getattr(source, "close", None)
+        if aclose is not None:
+            await aclose()
+        elif close is not None:
+            close()
