@@ -255,6 +255,16 @@ async def test_a_redirect_is_refused_and_its_target_not_contacted(status: int) -
     assert caught.value.endpoint == f"{server.url}/a"
 
 
+async def test_a_redirect_is_refused_whatever_comes_with_it() -> None:
+    async def endless(peer: HttpPeer) -> None:
+        await peer.begin(302, headers=[("Location", "/"), ("Content-Encoding", "br"), ("Transfer-Encoding", "chunked")])
+        await peer.send_raw(b"5\r\nhello\r\n")
+
+    async with serve_http(endless) as server:
+        with pytest.raises(WebSocketConnectionError, match="redirect, which is not followed"):
+            await get(server.url)
+
+
 async def test_errors_name_the_endpoint_that_they_are_about() -> None:
     async with serve_http(answering({}, 302)) as server:
         with pytest.raises(WebSocketConnectionError) as caught:

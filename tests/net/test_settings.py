@@ -170,6 +170,8 @@ def test_settings_cannot_be_changed_and_are_compared_by_value() -> None:
     assert one == same
     assert hash(one) == hash(same)
     assert one != NetworkSettings()
+    several = [f"{n}.home" for n in range(20)]
+    assert NetworkSettings(trusted_hosts=several) == NetworkSettings(trusted_hosts=set(several))
     assert pickle.loads(pickle.dumps(one)) == copy.copy(one) == copy.deepcopy(one) == one
     assert dataclasses.replace(one, trusted_hosts=()) == NetworkSettings(unix_sockets={"docker.local": "/s"})
 
@@ -237,6 +239,12 @@ async def test_the_users_own_context_is_used_as_it_is_and_never_changed(
             answer = await request("GET", server.url, network=Network(None, own), what="test request")
     assert answer.status == 200
     assert (own.options, own.verify_flags, own.verify_mode, own.check_hostname) == before
+
+
+def test_paths_are_paths_and_settings_are_settings(files: Files) -> None:
+    assert NetworkSettings(ca_file=Path(files.ca)) == NetworkSettings(ca_file=files.ca)
+    with pytest.raises(TypeError, match="network must be NetworkSettings, not dict"):
+        WebSocketCommunicationProtocol(network={"proxy": None})  # type: ignore[arg-type]
 
 
 def test_a_context_and_certificates_together_are_a_mistake(files: Files) -> None:

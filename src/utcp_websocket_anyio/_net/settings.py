@@ -10,10 +10,12 @@ are asked for before any client sees a call template, when it is validated:
 
 from __future__ import annotations
 
+import os
 import ssl
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
@@ -52,9 +54,9 @@ class NetworkSettings:
     """
 
     proxy: str | None = ENVIRONMENT
-    ca_file: str | None = None
-    client_cert: str | None = None
-    client_key: str | None = None
+    ca_file: str | os.PathLike[str] | None = None
+    client_cert: str | os.PathLike[str] | None = None
+    client_key: str | os.PathLike[str] | None = None
     client_key_password: str | None = field(default=None, repr=False)
     trusted_hosts: Iterable[str] = ()
     unix_sockets: Mapping[str, str] = field(default_factory=dict)
@@ -134,8 +136,10 @@ class NetworkSettings:
 
     @property
     def _identity(self) -> tuple[Any, ...]:
-        values = (getattr(self, member.name) for member in fields(self))
-        return tuple(frozenset(value.items()) if isinstance(value, Mapping) else value for value in values)
+        values = {member.name: getattr(self, member.name) for member in fields(self)}
+        values["trusted_hosts"] = frozenset(self.trusted_hosts)
+        values["unix_sockets"] = frozenset(self.unix_sockets.items())
+        return tuple(values.values())
 
 
 def configure(settings: NetworkSettings) -> None:
@@ -168,35 +172,36 @@ def _contexts(settings: NetworkSettings) -> tuple[ssl.SSLContext, ssl.SSLContext
     # The proxy gets a context of its own: the client's certificate is for endpoints.
     for_endpoints, for_proxies = ssl.create_default_context(), ssl.create_default_context()
     if settings.ca_file is not None:
-        for context in (for_endpoints, for_proxies):
-            _load("ca_file", settings.ca_file, lambda c=context: c.load_verify_locations(settings.ca_file))
+        with _loading("ca_file", settings.ca_file):
+            for context in (for_endpoints, for_proxies):
+                context.load_verify_locations(settings.ca_file)
     if settings.client_cert is not None:
+        members = "client_cert" if settings.client_key is None else "client_cert, client_key"
         password = settings.client_key_password or ""
-        _load(
-            "client_cert" if settings.client_key is None else "client_cert, client_key",
-            settings.client_key or settings.client_cert,
+        with _loading(members, settings.client_key or settings.client_cert):
             # Without a password to give, OpenSSL would ask for one on the terminal.
-            lambda: for_endpoints.load_cert_chain(settings.client_cert, settings.client_key, lambda: password),
-        )
+            for_endpoints.load_cert_chain(settings.client_cert, settings.client_key, lambda: password)
     return for_endpoints, for_proxies
 
 
-def _load(member: str, path: str, load: Any) -> None:
+@contextmanager
+def _loading(member: str, path: str | os.PathLike[str]) -> Iterator[None]:
+    def reason_of(error: Exception) -> str:
+        if isinstance(error, ssl.SSLError):
+            if error.reason == "KEY_VALUES_MISMATCH":
+                return "the key does not belong to the certificate"
+            if member == "ca_file":
+                return "it holds no certificate in PEM form"
+            return "it cannot be read: not PEM, or encrypted with another client_key_password"
+        if isinstance(error, OSError):
+            return error.strerror or "it cannot be read"
+        return "client_key_password is too long"
+
     try:
-        load()
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            reason = "the key does not belong to the certificate"
-        elif member == "ca_file":
-            reason = "it holds no certificate in PEM form"
-        else:
-            reason = "it cannot be read: not PEM, or encrypted with another client_key_password"
-    except OSError as error:
-        reason = error.strerror or "it cannot be read"
-    except ValueError:
-        reason = "client_key_password is too long"
-    else:
+        yield
         return
+    except (OSError, ValueError) as error:
+        reason = reason_of(error)
     raise ValueError(f"{member}: {path}: {reason}")
 
 

@@ -85,7 +85,9 @@ class Network:
     """
 
     def __init__(self, settings: NetworkSettings | None = None, ssl_context: ssl.SSLContext | None = None) -> None:
-        self.settings = current_settings() if settings is None else settings
+        if settings is not None and not isinstance(settings, NetworkSettings):
+            raise TypeError(f"network must be NetworkSettings, not {type(settings).__name__}")
+        self.settings = settings or current_settings()
         if ssl_context is not None and self.settings.has_own_tls:
             raise ValueError(
                 "an ssl_context is used as it is: load ca_file and client_cert into it, and leave them out of the"
