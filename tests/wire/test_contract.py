@@ -326,6 +326,31 @@ async def test_closing_while_another_task_receives_ends_that_too(connect: Opener
                 await ended.wait()
 
 
+async def test_several_tasks_may_close_and_who_comes_to_receive_meanwhile_is_told(connect: Opener) -> None:
+    asked, go = anyio.Event(), anyio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.receive_close()
+        asked.set()
+        await go.wait()
+        await peer.close(1000)
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            wire = await connect(url)
+            async with anyio.create_task_group() as task_group:
+                for _ in range(3):
+                    task_group.start_soon(wire.close)
+                await asked.wait()
+                with pytest.raises(WebSocketClosedError, match="closed by this side"):
+                    await wire.receive()
+                with pytest.raises(WebSocketClosedError):
+                    await wire.send("too late")
+                go.set()
+            assert wire.closed is not None
+
+
 async def test_cancelling_receive_loses_nothing(connect: Opener) -> None:
     go = anyio.Event()
 

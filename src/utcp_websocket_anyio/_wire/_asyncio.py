@@ -179,7 +179,7 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
             len(core.messages) >= _MAX_QUEUED_MESSAGES or core.delivered - self._taken >= _MAX_QUEUED_BYTES
         ) and bool(core.messages)
         if is_full or core.has_leftover:
-            if not self._is_paused and self._transport is not None:
+            if not self._is_paused and self._transport is not None and not self._transport.is_closing():
                 self._is_paused = True
                 self._transport.pause_reading()
             if not is_full and not self._is_resuming:

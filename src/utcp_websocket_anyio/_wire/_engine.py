@@ -17,8 +17,8 @@ from ._tls import TLSLayer
 
 __all__ = ["EngineWire", "abandon", "connect"]
 
-_MOST_AFTER_LOSS: Final = 2**24
-"""Bytes that are still read after a write has failed: the peer's last word may be among them."""
+_TURNS_AFTER_LOSS: Final = 32
+"""How many turns' work is done at once when a write has failed: the peer's last word may be behind so much."""
 
 
 async def connect(target: Target) -> Opened:
@@ -86,14 +86,14 @@ class EngineWire(Wire):
         It is still there: a reset ends what can be sent, and leaves what has arrived.
         """
         layer, core = self._layer, self._core
-        most = _MOST_AFTER_LOSS
         try:
-            while core.closed is None and most > 0:
+            for _ in range(_TURNS_AFTER_LOSS):
+                if core.closed is not None:
+                    break
                 if layer.has_leftover:
                     layer.resume()
                 elif size := self._socket.recv_into(layer.get_buffer()):
                     self._bytes_read += size
-                    most -= size
                     layer.received(size)
                 else:
                     layer.received_eof()

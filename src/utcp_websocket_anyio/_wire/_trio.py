@@ -18,6 +18,7 @@ happens with the lock held, too: the order of records is the order in which they
 
 from __future__ import annotations
 
+import copy
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -68,6 +69,7 @@ class TrioWire(EngineWire):
         self._is_receiving = False
         self._farewell: WebSocketError | None = None  # why it will be closed, once `close` was called
         self._left: trio.Event | None = None  # set when the task in `receive` leaves it; for `close`
+        self._gone: trio.Event | None = None  # set when the socket is closed; for a second `close`
         self._life: trio.Event | None = None  # set when a byte has come; for `ping`
 
     async def handshake(self) -> None:
@@ -234,9 +236,11 @@ class TrioWire(EngineWire):
         if self.closed is not None:
             return
         self.closed = error
-        trio.lowlevel.notify_closing(self._socket)
-        self._socket.close()
-        for event in (self._life, self._left):
+        try:
+            trio.lowlevel.notify_closing(self._socket)
+        finally:
+            self._socket.close()
+        for event in (self._life, self._left, self._gone):
             if event is not None:
                 event.set()
 
@@ -276,6 +280,8 @@ class TrioWire(EngineWire):
             raise anyio.BusyResourceError("receiving")
         core = self._core
         if not core.messages:
+            if self._farewell is not None:
+                raise copy.copy(self._farewell)  # `close` reads now
             interrupts = self._interrupts
             self._is_receiving = True
             try:
@@ -306,6 +312,11 @@ class TrioWire(EngineWire):
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         if self.closed is not None:
+            return
+        if self._farewell is not None:
+            if self._gone is None:
+                self._gone = trio.Event()
+            await self._gone.wait()
             return
         try:
             self._farewell = self._closed_here(code, reason)
