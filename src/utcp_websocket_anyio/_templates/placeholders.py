@@ -224,7 +224,7 @@ class RenderContext:
     def for_handshake(self, captured: Mapping[str, Any]) -> RenderContext:
         """The same arguments in the moments of a connection, which have a UUID of their own for each handshake."""
         context: Any = self.for_step(0, captured=captured)
-        context._uuid = []
+        context._call = [None, None]
         return context  # type: ignore[no-any-return]
 
 
