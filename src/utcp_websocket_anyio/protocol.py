@@ -242,7 +242,11 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         def in_place_of(error: Exception) -> WebSocketError | None:
             return _in_place_of(error, runtime)
 
-        return ResponseStream(start, in_place_of)
+        def is_here() -> bool:
+            # The stream keeps `self` alive by this, too: a protocol object that is collected closes its connections.
+            return self._home.was_used and (runtime is None or runtime.is_here())
+
+        return ResponseStream(start, in_place_of, is_here)
 
     async def _request(
         self,

@@ -191,7 +191,7 @@ def test_a_plain_close_of_the_loop_closes_the_connections_at_once(new_loop: Any)
 def test_a_loop_is_closed_by_another_one_that_runs(new_loop: Any, url: str) -> None:
     protocol = WebSocketCommunicationProtocol()
     loop = new_loop()
-    loop.run_until_complete(echo(protocol, url, compression="deflate"))
+    loop.run_until_complete(echo(protocol, url))
 
     async def close() -> None:
         loop.close()
@@ -219,11 +219,13 @@ def test_a_loop_that_goes_on_after_a_stop_keeps_its_connections(new_loop: Any, u
 def test_loops_that_are_dropped_without_being_closed_do_not_pile_up(new_loop: Any, url: str) -> None:
     protocol = WebSocketCommunicationProtocol()
     loops = []
+    # libuv keeps some for its first loop.
+    run(new_loop, echo(protocol, url))
     gc.collect()
     before = descriptors()
     for _ in range(60):
         loop = new_loop()
-        loop.run_until_complete(echo(protocol, url, compression="deflate"))
+        loop.run_until_complete(echo(protocol, url))
         loops.append(loop)
     assert len(protocol._home._hosts) <= 17  # type: ignore[union-attr]
     for loop in loops:
@@ -436,14 +438,54 @@ def test_an_object_that_is_dropped_closes_its_connections(new_loop: Any, url: st
     run(new_loop, use())
 
 
-def test_a_stream_keeps_its_object_alive(new_loop: Any, url: str) -> None:
-    async def use() -> list[Any]:
-        fields = {"message": "x", "expected_responses": 1}
-        stream = WebSocketCommunicationProtocol().call_tool_streaming(None, "manual.t", {}, template(url, **fields))
-        gc.collect()
-        return [item async for item in stream]
+def test_a_stream_keeps_its_object_alive(new_loop: Any) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.receive()
+        for n in range(3):
+            await peer.send(f"{n}")
+            await anyio.sleep(0.01)
 
-    assert run(new_loop, use()) == ["x"]
+    async def use() -> list[Any]:
+        items = []
+        async with peer(script) as url:
+            fields = {"message": "x", "expected_responses": 3}
+            stream = WebSocketCommunicationProtocol().call_tool_streaming(None, "manual.t", {}, template(url, **fields))
+            with anyio.fail_after(30):
+                async for item in stream:
+                    items.append(item)
+                    gc.collect()
+        return items
+
+    assert run(new_loop, use()) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"multiplex": True, "message_filter": {"$text": "x"}}], ids=["own", "shared"])
+def test_a_stream_belongs_to_the_event_loop_in_which_it_began(new_loop: Any, url: str, fields: Any) -> None:
+    protocol = WebSocketCommunicationProtocol()
+    stream = protocol.call_tool_streaming(
+        None, "manual.t", {}, template(url, message="x", expected_responses=-1, **fields)
+    )
+
+    async def step() -> Any:
+        with anyio.fail_after(30):
+            return await stream.__anext__()
+
+    async def misuse() -> None:
+        with pytest.raises(RuntimeError, match="belongs to the event loop in which it began"):
+            await step()
+
+    async def use() -> None:
+        assert await step() == "x"
+        await asyncio.to_thread(run, new_loop, misuse())
+        await asyncio.to_thread(run, new_loop, stream.aclose())
+        with anyio.fail_after(30):
+            while protocol.statistics().active:
+                await asyncio.sleep(0.001)
+        with pytest.raises(StopAsyncIteration):
+            await step()
+
+    run(new_loop, use())
 
 
 async def open_and_use(url: str, elsewhere: Callable[[Callable[[], Awaitable[Any]]], Awaitable[None]]) -> None:

@@ -80,21 +80,28 @@ class ResponseStream(AsyncGeneratorBase):
     Args:
         start: Prepares the exchange, at the first step.
         in_place_of: Told of the error that ends the stream; what it returns is raised instead, with nothing behind it.
+        is_here: False in another event loop than the one in which the stream began.
     """
 
     def __init__(
         self,
         start: Callable[[], Awaitable[Exchange]],
         in_place_of: Callable[[Exception], Exception | None] = lambda error: None,
+        is_here: Callable[[], bool] = lambda: True,
     ) -> None:
         self._start: Callable[[], Awaitable[Exchange]] | None = start
         self._in_place_of = in_place_of
+        self._is_here = is_here
         self._exchange: Exchange | None = None
         self._ready: deque[Any] | None = None
 
     async def __anext__(self) -> Any:
         # Responses that are there already are handed out without touching the connection.
-        return self._ready.popleft() if self._ready else await super().__anext__()
+        if self._ready:
+            return self._ready.popleft()
+        if self._exchange is not None and not self._is_here():
+            raise RuntimeError("the stream belongs to the event loop in which it began")
+        return await super().__anext__()
 
     async def _next(self) -> Any:
         try:
@@ -118,8 +125,12 @@ class ResponseStream(AsyncGeneratorBase):
     async def _finish(self) -> None:
         self._start = self._ready = None
         exchange, self._exchange = self._exchange, None
-        if exchange is not None:
+        if exchange is None:
+            return
+        if self._is_here():
             exchange.finish()
+        else:
+            exchange.finish_later()
 
     def __del__(self) -> None:
         exchange = getattr(self, "_exchange", None)

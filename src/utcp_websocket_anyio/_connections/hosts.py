@@ -69,13 +69,29 @@ _CLOSED = "this WebSocketCommunicationProtocol is closed; create another one"
 
 
 class Runtime:
-    """What an object has in one event loop: its pool, and what is counted there."""
+    """What an object has in one event loop: its pool, and what is counted there.
 
-    __slots__ = ("counters", "pool")
+    It is made in that event loop.
+    """
+
+    __slots__ = ("_loop", "_thread", "counters", "pool")
 
     def __init__(self, pool: Pool, counters: Counters) -> None:
         self.pool = pool
         self.counters = counters
+        self._thread = threading.get_ident()
+        self._loop = asyncio.get_running_loop() if sniffio.current_async_library() == "asyncio" else None
+
+    def is_here(self) -> bool:
+        """True in the event loop that it was made in."""
+        # Comparing anyio's tokens takes ten times as long, at every call. A thread runs one loop of trio at a time.
+        if self._loop is None:
+            return threading.get_ident() == self._thread and sniffio.thread_local.name == "trio"
+        try:
+            # trio's guest mode runs on top of an asyncio loop.
+            return asyncio.get_running_loop() is self._loop and sniffio.thread_local.name is None
+        except RuntimeError:
+            return False
 
 
 OpenRuntime = Callable[[TaskGroup], Runtime]
@@ -134,10 +150,10 @@ def _is_unstarted(coroutine: Coroutine[Any, Any, Any]) -> bool:
 class Entered:
     """The pool of an object that was entered, in the event loop of its block."""
 
+    was_used = True
+
     def __init__(self, open_runtime: OpenRuntime) -> None:
         self._open_runtime = open_runtime
-        self._thread = threading.get_ident()
-        self._loop = asyncio.get_running_loop() if sniffio.current_async_library() == "asyncio" else None
         self._runtime: Runtime | None = None
         self.is_closed = False
         _all_homes.add(self)
@@ -155,14 +171,7 @@ class Entered:
 
     def _is_here(self) -> bool:
         """True in the event loop of the block."""
-        # Comparing anyio's tokens takes ten times as long, at every call. A thread runs one loop of trio at a time.
-        if self._loop is None:
-            return threading.get_ident() == self._thread and sniffio.thread_local.name == "trio"
-        try:
-            # trio's guest mode runs on top of an asyncio loop.
-            return asyncio.get_running_loop() is self._loop and sniffio.thread_local.name is None
-        except RuntimeError:
-            return False
+        return self._runtime is not None and self._runtime.is_here()
 
     def runtime_here(self) -> Runtime | None:
         """The pool, if this is its event loop and it is open."""
@@ -204,8 +213,8 @@ class Entered:
 
     def leave_to_parent(self) -> None:
         """Belong to no event loop of this process, which was forked."""
-        self._thread = 0
-        self._loop = None
+        _of_the_parent.append(self._runtime)
+        self.is_closed = True
 
 
 class _Host:
