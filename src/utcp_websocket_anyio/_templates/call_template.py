@@ -34,10 +34,11 @@ from utcp.interfaces.serializer import Serializer
 
 from .._net.auth import check_credentials
 from .._net.security import check_header, check_http_url, check_websocket_url
+from .compiler import CombinationError, compile_plan
 from .fields import FIELDS, OLD_NAMES, CallTemplateFields
 from .json_values import IMMUTABLE, check_json, copy_json
 from .placeholders import RenderContext, Scope
-from .plan import CombinationError, Plan, compile_plan
+from .plan import Plan
 from .spelling import near_or_shown_name
 from .urls import compile_url
 from .values import declare_inputs
