@@ -715,7 +715,6 @@ def test_declaring_an_input_in_the_host_is_an_error() -> None:
         ({"end_on_close": "any"}, "end_on_close", "any"),
         ({}, "end_on_close", None),
         ({"max_connections": 3}, "max_connections", 3),
-        ({"multiplex": True, "message_filter": "a"}, "max_connections", 1),
         ({"headers": {"A": "b", "C": "d"}}, "_fixed_headers", (("A", "b"), ("C", "d"))),
         ({"url": "wss://h/{{args.a}}?${b}", "header_fields": ["C"]}, "consumed", {"a", "b", "C"}),
         ({"message": "{{call_id}}"}, "uses_call_id", True),
