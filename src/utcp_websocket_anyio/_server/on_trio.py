@@ -125,7 +125,6 @@ async def _accept(stream: _CountedStream, reading: trio.Nursery, carrier: Carrie
                 stream,
                 message_queue_size=1,
                 max_message_size=carrier.max_message_size,
-                receive_buffer_size=_READ_SIZE,
             )
             handshake = _handshake(request, stream)
             refusal = carrier.admit(handshake)
@@ -209,7 +208,8 @@ class _CountedStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if self.check is not None:
             self.check()
-        data = await self._stream.receive_some(max_bytes)
+        # trio-websocket asks for 4 KiB at a time, which makes a long message many parts.
+        data = await self._stream.receive_some(_READ_SIZE)
         self.count += len(data)
         if not data:
             self._say_closed()
