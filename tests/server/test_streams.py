@@ -15,7 +15,7 @@ import pytest
 from support.tool_server import Thread, discovered, entered, frame, raw_client
 from utcp.utcp_client import UtcpClient
 
-from utcp_websocket_anyio import ToolServer, WebSocketToolError, open_client
+from utcp_websocket_anyio import ToolServer, WebSocketTimeoutError, WebSocketToolError, open_client
 
 pytestmark = pytest.mark.anyio
 
@@ -152,6 +152,21 @@ async def test_a_plain_stream_that_fails_gives_what_it_had_and_then_the_error(th
     for caught in (streamed, called):
         assert caught.value.response["error"] == "LookupError: no second one"
     assert received == [1]
+
+
+async def test_a_stream_that_takes_too_long_is_a_time_out_and_no_shorter_list(thread: Thread) -> None:
+    server = ToolServer("endless")
+
+    @server.tool(timeout=0.2)
+    async def forever() -> AsyncIterator[int]:
+        yield 1
+        await anyio.sleep_forever()
+
+    url = await thread.serve(server)
+    async with entered() as protocol:
+        template = (await discovered(protocol, url))["forever"]
+        with pytest.raises(WebSocketTimeoutError):
+            await protocol.call_tool(None, "manual.forever", {}, template)
 
 
 class Blocking:
