@@ -12,7 +12,7 @@ from support.engines import Opener, anyio_backend, connect, engine
 from support.peers import TEXT, Peer, frame, peer
 from websockets.utils import accept_key
 
-from utcp_websocket_anyio._wire import Target
+from utcp_websocket_anyio._wire import Target, _asyncio, _trio
 from utcp_websocket_anyio._wire._handshake import Handshake
 from utcp_websocket_anyio.errors import (
     WebSocketAuthError,
@@ -275,12 +275,20 @@ async def test_both_backends_accept_what_is_valid(connect: Opener, what: str) ->
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("ends", ["with a length", "with the connection", "never"])
-async def test_the_reason_of_a_refusal_is_waited_for_but_not_for_long(connect: Opener, ends: str) -> None:
+async def test_the_reason_of_a_refusal_is_waited_for_but_not_for_long(
+    connect: Opener, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (_asyncio, _trio):
+        monkeypatch.setattr(module, "REASON_TIME", 0.1 if ends == "never" else 1000)
+
     async def script(peer: Peer) -> None:
         length = {"with a length": ["Content-Length: 9"], "never": ["Content-Length: 1000"]}.get(ends, [])
-        await peer.answer("403 Forbidden", *length)
-        await anyio.sleep(0.05)
-        await peer.send_raw(b"not today")
+        if ends == "never":
+            await peer.answer("403 Forbidden", *length, body=b"not today")
+        else:
+            await peer.answer("403 Forbidden", *length)
+            await anyio.sleep(0.05)
+            await peer.send_raw(b"not today")
         if ends == "with the connection":
             await peer.stream.aclose()
         else:

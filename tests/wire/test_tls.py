@@ -107,6 +107,39 @@ async def test_a_server_that_is_who_it_says_is_talked_to(
         assert "1 open" in repr(protocol)
 
 
+class Untouchable(ssl.SSLContext):
+    """A context of the user's, who does not want it changed: it may be in use for something else."""
+
+    def set_alpn_protocols(self, alpn_protocols: Any) -> None:
+        raise AssertionError("somebody has set ALPN")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AssertionError(f"somebody has set {name}")
+
+
+async def test_the_users_own_context_is_used_as_it_is(server: ssl.SSLContext, authority: trustme.CA) -> None:
+    context = Untouchable(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(context)
+    async with entered(context) as protocol, echo_server(tls=server) as url:
+        assert await call(protocol, url) == "hello"
+
+
+async def test_a_name_with_a_dot_at_its_end_is_verified_without_it(
+    authority: trustme.CA, trusting: ssl.SSLContext, engine: Any
+) -> None:
+    named: list[str | None] = []
+    context = serving(authority.issue_cert("localhost"))
+    context.sni_callback = lambda _, name, __: named.append(name)
+    async with echo_server(tls=context) as url:
+        dotted = url.replace("127.0.0.1", "localhost.")
+        with anyio.fail_after(15):
+            wire = await engine[1](Target(url=dotted, endpoint=dotted, network=Network(ssl_context=trusting)))
+            await wire.send("hello")
+            assert await wire.receive() == "hello"
+            await wire.close()
+    assert named == ["localhost"]
+
+
 async def test_a_certificate_of_another_name_is_refused(authority: trustme.CA, trusting: ssl.SSLContext) -> None:
     context = serving(authority.issue_cert("other.example", "127.0.0.2"))
     async with peer(hold, tls=context) as url:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Any, Final
 
 from .wakeup import Wakeup
@@ -39,6 +40,11 @@ async def resolve(host: str, port: int) -> list[Address]:
         return [
             (family, (address, port)) for family, address in _LOCALHOST if family != socket.AF_INET6 or socket.has_ipv6
         ]
+    for family in (socket.AF_INET, socket.AF_INET6):
+        # Faster than asking the resolver, which knows other forms as well.
+        with suppress(OSError):
+            socket.inet_pton(family, host)
+            return [(family, (host, port))]
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:

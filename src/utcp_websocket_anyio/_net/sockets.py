@@ -97,6 +97,10 @@ async def _connect(address: Address) -> socket.socket:
         with suppress(BlockingIOError, InterruptedError):
             connecting.connect(where)
             return connecting
+        with suppress(OSError):
+            # On this machine it is connected by now, and waiting for that takes a turn of the loop.
+            connecting.getpeername()
+            return connecting
         await anyio.wait_writable(connecting)
         if code := connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             raise OSError(code, os.strerror(code))
