@@ -23,6 +23,7 @@ from .._connections.statistics import Counters
 from .._connections.steps import WaitNote
 from .._net.transport import Network
 from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
+from .._templates.fields import fields_of
 from .._wire import Wire
 from ..errors import WebSocketClosedError, WebSocketError
 from .arguments import read_arguments, read_bytes
@@ -38,23 +39,9 @@ from .typed import Lines, open_lines
 
 __all__ = ["listen"]
 
-# What of a call template belongs to the connection. Nothing of a call is sent.
-_CONNECTION = (
-    "name",
-    "url",
-    "auth",
-    "headers",
-    "header_fields",
-    "protocol",
-    "compression",
-    "compression_threshold",
-    "max_message_size",
-    "connection_timeout",
-    "reconnect_attempts",
-    "on_connect",
-    "on_message",
-    "on_close",
-)
+# What of a call template belongs to the connection. Nothing of a call is sent, and nobody shares it.
+_CALLS_ONLY = ("multiplex", "session", "ping_interval", "pong_timeout")
+_CONNECTION = frozenset({"name", "auth", *fields_of("handshake", "connection")}.difference(_CALLS_ONLY))
 _NORMAL = (1000, 1001, 1005)
 
 Found = tuple[WebSocketCallTemplate, dict[str, Any]]
