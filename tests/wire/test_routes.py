@@ -176,6 +176,82 @@ async def test_a_token_and_the_handshake_go_the_same_way(tls: ssl.SSLContext, ca
     assert len(issuer.peers) == 1
 
 
+def opened_by(url: str, **http: Any) -> WebSocketCallTemplate:
+    """A template whose URL a request tells."""
+    step = {
+        "http": {"method": "POST", "url": url, "json": {"key": "geheim"}, **http},
+        "capture": {"url": {"path": "url"}},
+    }
+    return template("{{captured.url}}", prepare=[step])
+
+
+@asynccontextmanager
+async def telling(
+    answer: Any, tls: ssl.SSLContext, ca_file: str
+) -> AsyncIterator[tuple[str, ProxyServer, NetworkSettings]]:
+    """A remote server that answers a request, and an endpoint; both behind a proxy, by names of their own."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    other = "api.nowhere.invalid"
+    authority = trustme.CA()
+    authority.issue_cert(other).configure_cert(context)
+    with tempfile.TemporaryDirectory() as folder:
+        both = Path(folder) / "ca.pem"
+        known = Path(ca_file).read_bytes()  # noqa: ASYNC240 - a kilobyte
+        both.write_bytes(known + authority.cert_pem.bytes())
+
+        async def respond(peer: HttpPeer) -> None:
+            await peer.answer(answer)
+            await peer.stream.aclose()
+
+        async with serve_http(respond, ssl_context=context) as api, echo_server(tls=tls) as url:
+            hosts = {NAME: port_of(url), other: port_of(api.url)}
+            async with run_proxy("http", hosts=hosts) as proxy:
+                yield f"https://{other}/open", proxy, NetworkSettings(proxy=proxy.url(), ca_file=str(both))
+
+
+async def test_a_url_that_a_request_tells_is_reached_the_same_way(tls: ssl.SSLContext, ca_file: str) -> None:
+    configure(NetworkSettings())  # the name is nobody's own here
+    answer = {"url": f"wss://{NAME}/?ticket=geheim"}
+    async with telling(answer, tls, ca_file) as (url, proxy, settings), entered(settings) as protocol:
+        await call(protocol, opened_by(url))
+    assert proxy.requests == [("api.nowhere.invalid", 443), (NAME, 443)]
+
+
+@pytest.mark.parametrize("told", ["ws://127.0.0.1:9/", "wss://localhost6/", "ws://tools.nowhere.invalid/"])
+async def test_a_remote_server_leads_to_none_of_the_users_own_hosts(
+    told: str, tls: ssl.SSLContext, ca_file: str
+) -> None:
+    answer = {"url": f"{told}?ticket=geheim"}
+    async with telling(answer, tls, ca_file) as (url, proxy, settings), entered(settings) as protocol:
+        with pytest.raises(WebSocketSecurityError, match=r"a remote server .* names a ") as caught:
+            await call(protocol, opened_by(url))
+    assert proxy.requests == [("api.nowhere.invalid", 443)]
+    assert "geheim" not in str(caught.value)
+
+
+async def test_a_request_of_a_step_leads_nowhere_else_either(tls: ssl.SSLContext, ca_file: str) -> None:
+    async with serve_http(lambda peer: peer.answer({"url": "x"})) as local:
+        async with telling({"url": f"{local.url}/?ticket=geheim"}, tls, ca_file) as (url, _, settings):
+            first = {"http": {"method": "GET", "url": url}, "capture": {"next": {"path": "url"}}}
+            second = {"http": {"method": "GET", "url": "{{captured.next}}"}, "capture": {"url": {"path": "url"}}}
+            called = template("{{captured.url}}", prepare=[first, second])
+            async with entered(settings) as protocol:
+                with pytest.raises(WebSocketSecurityError, match=r"a remote server .* names a loopback address"):
+                    await call(protocol, called)
+        assert not local.connected.is_set()
+
+
+async def test_the_users_own_server_may_lead_to_loopback(tls: ssl.SSLContext, ca_file: str) -> None:
+    async with echo_server() as url:
+
+        async def respond(peer: HttpPeer) -> None:
+            await peer.answer({"url": url})
+            await peer.stream.aclose()
+
+        async with serve_http(respond) as api, entered(NetworkSettings()) as protocol:
+            await call(protocol, opened_by(f"{api.url}/open"))
+
+
 @pytest.mark.parametrize("named", ["http", "https", "socks5", "socks5h"])
 async def test_no_handshake_goes_direct_when_the_proxy_is_down(named: str) -> None:
     with socket.socket() as taken:

@@ -15,7 +15,7 @@ import anyio
 from utcp.data.auth_implementations import OAuth2Auth
 
 from .._net.auth import TokenCache, handshake_credentials, merge_headers
-from .._net.security import add_query
+from .._net.security import add_query, check_captured_url
 from .._net.transport import Network
 from .._wire import Target, open_wire
 from ..errors import (
@@ -167,6 +167,7 @@ class _Attempt:
         self._connector = connector
         self._tasks = tasks
         self._captured: dict[str, Any] = dict(carried or {})
+        self._requested: list[str] = []
         self._call = context.for_step(0, captured=self._captured)
         # The connection's moments have a uuid of their own; URL and headers have the call's.
         self._context = context.for_handshake(self._captured)
@@ -189,6 +190,7 @@ class _Attempt:
             network=self._connector.network,
             display_url=self.endpoint.display_url,
             note=self.note,
+            requested=self._requested,
         )
         try:
             await run_steps(steps, moment)
@@ -202,6 +204,10 @@ class _Attempt:
         display_url, settings = self.endpoint.display_url, self.plan.settings
         credentials = handshake_credentials(self.plan.auth, token)
         handshake = self.plan.handshake(self._call)
+        if self.plan.url.origin is None:
+            # What a remote server answered is no better than what its manual may say.
+            for source in self._requested:
+                check_captured_url(handshake.url, source, "url")
         self.note.begin("the handshake")
         target = Target(
             url=add_query(handshake.url, credentials.query),

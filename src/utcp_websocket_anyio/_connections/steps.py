@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._net.http import Answer, request
+from .._net.security import check_captured_url
 from .._templates.placeholders import MissingCaptureError
 from .._templates.received import Message, ResponseError
 from ..errors import WebSocketAuthError, WebSocketClosedError, WebSocketConnectionError, WebSocketError
@@ -122,6 +123,7 @@ class Moment:
         note: Where the wait is noted.
         omits_steps_without_captures: True if a step that lacks a captured value is left out instead of failing.
         trace: Told of every message; None: nobody is.
+        requested: The URLs of the HTTP requests so far: where captured URLs may come from.
     """
 
     context: Callable[[], RenderContext]
@@ -134,6 +136,7 @@ class Moment:
     note: WaitNote = field(default_factory=WaitNote)
     omits_steps_without_captures: bool = False
     trace: Trace | None = None
+    requested: list[str] = field(default_factory=list)
 
 
 async def run_steps(steps: Iterable[Step], moment: Moment) -> bool:
@@ -219,6 +222,10 @@ async def _request(step: Step, context: RenderContext, moment: Moment) -> None:
     """The HTTP request of a step; `expect`, `reject` and `capture` are about its answer."""
     assert step.http is not None
     made = step.http.render(context)
+    if step.http.url.origin is None:
+        for source in moment.requested:
+            check_captured_url(made.url, source, step.http.url.where)
+    moment.requested.append(made.url)
     try:
         answer = await request(
             made.method,
