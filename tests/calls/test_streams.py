@@ -76,6 +76,28 @@ async def test_a_stream_of_envelopes_gives_results_until_its_end_and_the_connect
             await until_idle(protocol, 1)
 
 
+async def test_what_sends_nothing_and_keeps_no_connection_opens_one_unless_it_ends_a_session() -> None:
+    opened = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal opened
+        opened += 1
+        await peer.handshake()
+        await peer.send("one")
+        await peer.send("end")
+
+    async with entered() as protocol, peer(script) as url:
+        listen = template(url, listen_only=True, keep_alive=False, end_filter="^end$")
+        assert (
+            await protocol.call_tool(None, "manual.t", {}, template(url, listen_only=True, keep_alive=False)) == "one"
+        )
+        assert [item async for item in protocol.call_tool_streaming(None, "manual.t", {}, listen)] == ["one"]
+        assert opened == 2
+        nothing = template(url, listen_only=True, keep_alive=False, expected_responses=0, session="s")
+        assert await protocol.call_tool(None, "manual.t", {}, nothing) is None
+        assert opened == 2
+
+
 @pytest.mark.parametrize("how", ["break", "aclose", "garbage", "exception", "cancellation"])
 async def test_an_abandoned_stream_gives_its_connection_up_at_once(how: str) -> None:
     async with entered() as protocol, peer(count) as url:

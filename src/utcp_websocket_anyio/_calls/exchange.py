@@ -178,6 +178,14 @@ class Exchange:
             self.finish()
         return result
 
+    @property
+    def _only_ends_session(self) -> bool:
+        """True if there is nothing to do except to end a session, for which none is opened."""
+        plan = self._plan
+        if self._endpoint.session is None or not plan.close_after_response or plan.request or plan.before:
+            return False
+        return self._expected == 0
+
     async def open(self) -> None:
         """Get a connection and begin. Call `finish` afterwards, whatever happens."""
         reject_stray = self._expected != 0 and not self._plan.knows_its_answers
@@ -191,7 +199,7 @@ class Exchange:
                 self._request.context,
                 reject_stray=reject_stray,
                 farewell=farewell,
-                only_open=self._plan.close_after_response and not (self._plan.request or self._plan.before),
+                only_open=self._only_ends_session,
             )
             if connection is None:
                 self.state = State.COMPLETE
