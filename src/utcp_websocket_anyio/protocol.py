@@ -56,6 +56,7 @@ from .errors import MissingArgumentError, WebSocketError
 if TYPE_CHECKING:
     from utcp.utcp_client import UtcpClient
 
+    from ._connections.trace import Trace
     from ._templates.plan import Endpoint, Plan
 
 __all__ = ["WebSocketCommunicationProtocol"]
@@ -105,6 +106,10 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
     def _reach_through(self, network: NetworkSettings) -> None:
         """Use these settings from now on; for a client whose protocol objects are made by UTCP's factories."""
         self._opening.network = Network(network)
+
+    def _observe(self, trace: Trace) -> None:
+        """Tell an observer of every message on the connections that are opened from now on; for the command."""
+        self._opening.observe(trace)
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[WebSocketCommunicationProtocol, None]:
@@ -304,10 +309,18 @@ class _Opening:
     def __init__(self, network: Network) -> None:
         self.network = network
         self._tokens = TokenCache()
+        self._trace: Trace | None = None
+        self._connector: Connector | None = None
+
+    def observe(self, trace: Trace) -> None:
+        """Have an observer told of what the connections carry, those of the block that was entered last included."""
+        self._trace = trace
+        if self._connector is not None:
+            self._connector.trace = trace
 
     def __call__(self, task_group: TaskGroup) -> Runtime:
         counters = Counters()
-        connector = Connector(self.network, counters, self._tokens)
+        self._connector = connector = Connector(self.network, counters, self._tokens, trace=self._trace)
         return Runtime(
             Pool(
                 task_group,

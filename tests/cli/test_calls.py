@@ -202,9 +202,9 @@ async def answers_with_an_error(peer: Peer) -> None:
 @pytest.mark.parametrize(
     ("script", "ends"),
     [
-        (answers_with_an_error, (1, "WebSocketToolError", 'the tool answered with an error: {"error": "not today"}')),
+        (answers_with_an_error, (1, "WebSocketToolError", "the tool answered with an error: not today")),
         (refuses_login, (4, "WebSocketAuthError", "give credentials with --auth or --header")),
-        (is_silent, (5, "WebSocketTimeoutError", "no complete response within 0.3 s")),
+        (is_silent, (5, "WebSocketTimeoutError", "timed out after 0.3 s while waiting for a response")),
         (closes, (6, "WebSocketClosedError", "1011")),
         (answers_garbage, (6, "WebSocketProtocolError", "not JSON")),
     ],
@@ -540,3 +540,82 @@ def test_stdin_is_sent_while_it_comes(backend: str) -> None:
     with os.fdopen(reader) as stdin, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", stdin)
         assert anyio.run(read, backend=backend) == [b"abcd", b"efgh", b"i"]
+
+
+async def logs_in_and_talks(peer: Peer) -> None:
+    await peer.handshake()
+    await peer.send({"hello": 1})
+    while True:
+        message = await peer.receive_json()
+        if "login" in message:
+            await peer.send({"event": "news"})
+            await peer.send({"welcome": True})
+        elif "sub" in message:
+            await peer.send({"sub": "ok"})
+        else:
+            await peer.send({"event": "other"})
+            await peer.send({"id": message["id"], "value": 42})
+            await peer.send({"ping": 1})
+
+
+TALK: dict[str, Any] = {
+    "on_connect": [{"expect": {"hello": {"$any": True}}}, {"send": {"login": "me"}, "expect": {"welcome": True}}],
+    "before": [{"send": {"sub": 1}, "expect": {"sub": "ok"}}],
+    "message": {"id": "{{call_id}}"},
+    "message_filter": {"id": "{{call_id}}"},
+    "response_format": "json",
+}
+
+
+def traced(told: str) -> list[tuple[str, str]]:
+    """The messages of a trace, each with what it was taken for."""
+    lines = [line for line in told.splitlines() if not line.startswith("utcp-ws")]
+    shown = [line[13:] for line in lines]
+    return [
+        (line, meaning.strip())
+        for line, meaning in zip(shown, [*shown[1:], ""], strict=True)
+        if line.startswith(("> ", "< "))
+    ]
+
+
+@pytest.mark.parametrize("command", ["call", "stream"])
+def test_trace_shows_every_message_and_what_it_was_taken_for(backend: str, command: str, tmp_path: Path) -> None:
+    with endpoint(logs_in_and_talks) as url:
+        file = written(tmp_path / "m.json", manual(url, **TALK, expected_responses=1))
+        plain = ws(command, file, "tool", "--json", "--backend", backend)
+        told = ws(command, file, "tool", "--backend", backend, "--trace")
+        assert (told.exit_code, json.loads(told.stdout)) == (0, json.loads(plain.stdout))
+        assert f"* connected to {url}" in told.stderr
+        seen = traced(told.stderr)
+        assert [line for line, _ in seen] == [
+            '< {"hello": 1}',
+            '> {"login": "me"}',
+            '< {"event": "news"}',
+            '< {"welcome": true}',
+            '> {"sub": 1}',
+            '< {"sub": "ok"}',
+            seen[6][0],
+            '< {"event": "other"}',
+            seen[8][0],
+        ]
+        meanings = [meaning for _, meaning in seen]
+        assert meanings[0] == "step 1 of on_connect"
+        assert meanings[1] == meanings[3] == "step 2 of on_connect"
+        assert meanings[2].startswith("skipped by step 2 of on_connect: ")
+        assert meanings[4] == meanings[5] == "step 1 of before"
+        assert meanings[6] == "request"
+        assert meanings[7].startswith("skipped by message_filter")
+        assert meanings[8] == "response"
+        as_json = ws(command, file, "tool", "--backend", backend, "--trace", "--json")
+        entries = [json.loads(line) for line in as_json.stderr.splitlines() if line.startswith('{"time"')]
+        assert [entry.get("taken_for") for entry in entries if entry["event"] != "note"] == meanings
+
+
+def test_trace_shows_what_led_to_an_error(backend: str, tmp_path: Path) -> None:
+    with endpoint(logs_in_and_talks) as url:
+        template = {**TALK, "message_filter": {"id": "never"}, "response_timeout": 0.4}
+        told = ws(
+            "call", written(tmp_path / "m.json", manual(url, **template)), "tool", "--trace", "--backend", backend
+        )
+    assert told.exit_code == 5
+    assert [meaning for _, meaning in traced(told.stderr)][-1].startswith("skipped by message_filter")

@@ -140,6 +140,7 @@ def test_a_tool_is_listened_to_where_its_template_and_arguments_say(backend: str
     async def script(peer: Peer) -> None:
         asked.append(await peer.read_request())
         await peer.handshake()
+        assert await peer.receive_json() == {}
         await peer.send("hi")
 
     with endpoint(script) as url:
@@ -151,7 +152,7 @@ def test_a_tool_is_listened_to_where_its_template_and_arguments_say(backend: str
         }
         file = written(tmp_path / "m.json", content)
         arguments = ("tool", "room=a b", "--var", "TOKEN=t", "--count", "1", "--backend", backend)
-        assert heard(file, *arguments) == [("received", "hi")]
+        assert heard(file, *arguments) == [("sent", "{}"), ("received", "hi")]
         assert "/rooms/a%20b " in asked[0]
         assert "X-Token: t" in asked[0]
         assert "missing argument: room" in failed(2, "listen", file, "tool", "--var", "TOKEN=t", "--backend", backend)
@@ -344,3 +345,42 @@ def test_a_message_leaves_alone_what_is_being_typed(backend: str) -> None:
         screen.process.send_signal(signal.SIGINT)
         assert screen.process.wait(timeout=20) == 130
         assert screen.echoes_what_is_typed()
+
+
+def test_a_tools_call_is_made_and_each_message_named(backend: str, tmp_path: Path) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        while True:
+            message = await peer.receive_json()
+            await peer.send({"ready": True} if "sub" in message else {"news": 1})
+            await peer.send({**message, "echo": True})
+
+    template = {
+        "before": [{"send": {"sub": "{{args.room}}"}, "expect": {"ready": True}}],
+        "message": {"ask": "{{args.room}}", "id": "{{uuid}}"},
+        "message_filter": {"id": "{{uuid}}"},
+        "expected_responses": 1,
+    }
+    with endpoint(script) as url:
+        file = written(tmp_path / "m.json", manual(url, inputs={"room": {"type": "string"}}, **template))
+        arguments = (
+            "tool",
+            "room=a",
+            "--send",
+            '{"typed": "{{uuid}}"}',
+            "--json",
+            "--count",
+            "6",
+            "--backend",
+            backend,
+        )
+        told = [json.loads(line) for line in done("listen", file, *arguments, "--backend", backend).splitlines()]
+    shown = [(entry["event"], json.loads(entry["text"]), entry["taken_for"]) for entry in told]
+    sent = {json.dumps(message): meaning for event, message, meaning in shown if event == "sent"}
+    assert sent['{"sub": "a"}'] == "step 1 of before"
+    assert sent['{"typed": "{{uuid}}"}'] == "typed"
+    assert list(sent.values()).count("request") == 1
+    received = [(sorted(message), meaning) for event, message, meaning in shown if event == "received"]
+    assert (["ready"], "step 1 of before") in received
+    assert (["ask", "echo", "id"], "response") in received
+    assert any(meaning.startswith("skipped by message_filter") for _, meaning in received)

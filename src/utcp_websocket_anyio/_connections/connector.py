@@ -61,7 +61,7 @@ class Connector:
         self.network = network
         self._counters = counters
         self._tokens = tokens or TokenCache()
-        self._trace = trace
+        self.trace = trace
 
     async def connect(
         self,
@@ -141,11 +141,6 @@ class Connector:
         await attempt.prepare()
         return await attempt.handshake(token)
 
-    @property
-    def trace(self) -> Trace | None:
-        """Told of every message."""
-        return self._trace
-
 
 class _Attempt:
     """One attempt to open a connection."""
@@ -220,6 +215,8 @@ class _Attempt:
             network=self._connector.network,
         )
         wire = await open_wire(target)
+        if self._connector.trace is not None:
+            self._connector.trace("note", f"connected to {display_url}", "")
         kind = MultiplexedConnection if settings.multiplex else ExclusiveConnection
         connection = kind(
             wire,

@@ -23,6 +23,7 @@ from .options import Access, Pairs, access_options
 from .output import note, waiting, write_item, write_result
 from .running import beside, run
 from .source import Source, open_manual, select_tool
+from .traffic import Traffic
 
 __all__ = ["call", "stream"]
 
@@ -30,6 +31,9 @@ __all__ = ["call", "stream"]
 _SILENCE = 3.0
 
 _ARGS = click.option("--args", "args_json", metavar="JSON", help="All arguments: a JSON object, @FILE, or - for stdin.")
+_TRACE = click.option(
+    "--trace", is_flag=True, help="Show every message on stderr, with time, direction and what it was taken for."
+)
 _TARGET = click.argument("target", metavar="TARGET", shell_complete=complete_target)
 _TOOL = click.argument("tool_name", metavar="TOOL", shell_complete=complete_tool)
 _PAIRS = click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1, shell_complete=complete_argument)
@@ -40,6 +44,7 @@ _PAIRS = click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1, shell_compl
     examples=(
         "utcp-ws call ws://localhost:8765 add a=2 b=40",
         "utcp-ws call shop.json price item=tea --json",
+        "utcp-ws call shop.json price item=tea --trace",
         "utcp-ws call shop.json order --args @order.json --var TOKEN=secret",
     ),
 )
@@ -47,15 +52,18 @@ _PAIRS = click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1, shell_compl
 @_TOOL
 @_PAIRS
 @_ARGS
+@_TRACE
 @access_options()
-def call(target: str, tool_name: str, pairs: Pairs, *, args_json: str | None, access: Access, as_json: bool) -> None:
+def call(
+    target: str, tool_name: str, pairs: Pairs, *, args_json: str | None, trace: bool, access: Access, as_json: bool
+) -> None:
     """Call a tool and write its result.
 
     Values are typed by the tool's schema: limit=3 is a number where the schema says so. KEY:=JSON is JSON whatever it
     says, KEY=@FILE the content of a file (@- of stdin).
     """
-    request = _Request(*select_tool(target, tool_name), access, pairs, args_json)
-    with waiting(f"calling {request.name}"):
+    request = _Request(*select_tool(target, tool_name), access, pairs, args_json, _traffic(trace, as_json))
+    with waiting(f"calling {request.name}", quietly=trace):
         result = run(partial(_call, request), backend=access.backend)
     write_result(result, as_json=as_json)
 
@@ -72,6 +80,7 @@ def call(target: str, tool_name: str, pairs: Pairs, *, args_json: str | None, ac
 @_TOOL
 @_PAIRS
 @_ARGS
+@_TRACE
 @click.option("--count", type=click.IntRange(min=1), help="Stop after this many responses.")
 @click.option("--for", "seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after this many seconds.")
 @access_options()
@@ -81,6 +90,7 @@ def stream(
     pairs: Pairs,
     *,
     args_json: str | None,
+    trace: bool,
     count: int | None,
     seconds: float | None,
     access: Access,
@@ -90,8 +100,12 @@ def stream(
 
     Arguments are written as for call. With --timeout, the first response has to come in that time.
     """
-    request = _Request(*select_tool(target, tool_name), access, pairs, args_json)
+    request = _Request(*select_tool(target, tool_name), access, pairs, args_json, _traffic(trace, as_json))
     run(partial(_stream, request, seconds or math.inf, count, as_json=as_json), backend=access.backend)
+
+
+def _traffic(trace: bool, as_json: bool) -> Traffic | None:
+    return Traffic(as_json=as_json, err=True) if trace else None
 
 
 @dataclass(frozen=True)
@@ -101,11 +115,12 @@ class _Request:
     access: Access
     pairs: Pairs
     args_json: str | None
+    trace: Traffic | None
 
     @asynccontextmanager
     async def prepared(self) -> AsyncIterator[tuple[AnyioUtcpClient, Tool, dict[str, Any]]]:
         """A client that knows the tool, the tool, and the arguments."""
-        async with open_manual(self.source, self.access) as manual:
+        async with open_manual(self.source, self.access, trace=self.trace) as manual:
             tool = manual.tool(self.name)
             with as_plugin_failures(tool.tool_call_template.call_template_type):
                 yield manual.client, tool, read_arguments(tool, self.pairs, self.args_json)

@@ -61,7 +61,7 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
     (OSError, UNWRITABLE),
     (Exception, 2),
 )
-_DETAILS = ("endpoint", "status", "phase", "code", "reason", "names")
+_DETAILS = ("endpoint", "status", "phase", "code", "reason", "names", "response")
 
 
 class Failure(click.ClickException):
@@ -158,8 +158,7 @@ def failure_of(error: Exception, *, hint: str = "") -> Failure:
     if isinstance(error, UtcpVariableNotFound):
         text = f"the variable {error.variable_name} has no value; set it in the environment"
     elif isinstance(error, WebSocketToolError):
-        details["response"] = error.response
-        text = _tool_error(error)
+        text = f"the tool answered with an error: {error}"
     elif isinstance(error, RecursionError):
         text = "what came is nested too deeply"
     elif isinstance(error, OSError) and not isinstance(error, WebSocketError):
@@ -171,8 +170,3 @@ def failure_of(error: Exception, *, hint: str = "") -> Failure:
         text += "; give credentials with --auth or --header"
     details = {"close_code" if name == "code" else name: value for name, value in details.items()}
     return Failure(text + hint, code=code, kind=type(error).__name__, **details)
-
-
-def _tool_error(error: WebSocketToolError) -> str:
-    response = error.response if isinstance(error.response, str) else json_text(error.response)
-    return f"the tool answered with an error: {response}"

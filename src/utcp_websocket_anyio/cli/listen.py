@@ -2,49 +2,47 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import anyio
 import click
-from anyio.abc import TaskGroup
+from utcp.data.tool import Tool
 
-from .._calls.request import prepare
-from .._connections.connection import Connection
-from .._connections.connector import Connector
-from .._connections.exclusive import ExclusiveConnection
-from .._connections.statistics import Counters
-from .._connections.steps import WaitNote
-from .._net.transport import Network
 from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
-from .._templates.fields import fields_of
-from .._wire import Wire
-from ..errors import WebSocketClosedError, WebSocketError
+from .._templates.fields import OLD_NAMES, fields_of
+from ..errors import WebSocketClosedError
 from .arguments import read_arguments, read_bytes
 from .command import Command
 from .completion import complete_argument, complete_target, complete_tool
 from .failures import Failure
 from .options import Access, Pairs, access_options
-from .output import note, waiting
-from .running import beside, run
-from .source import Source, open_manual, read_source, select_tool
+from .output import waiting
+from .running import run
+from .source import Manual, Source, open_manual, read_source, select_tool
 from .traffic import Traffic
 from .typed import Lines, open_lines
 
 __all__ = ["listen"]
 
-# What of a call template belongs to the connection. Nothing of a call is sent, and nobody shares it.
-_CALLS_ONLY = ("multiplex", "session", "ping_interval", "pong_timeout")
-_CONNECTION = frozenset({"name", "auth", *fields_of("handshake", "connection")}.difference(_CALLS_ONLY))
+# The argument whose items are what is typed.
+_TYPED = "utcp_ws_typed"
+# What makes a call of any template end with the connection only. Times are seconds.
+_ENDLESS = {
+    "response_format": "raw",
+    "end_on_close": "never",
+    "expected_responses": None,
+    "response_timeout": None,
+    "idle_timeout": None,
+    "timeout": 1e9,
+}
+_OF_SHARING = {"multiplex", "session"}
 _NORMAL = (1000, 1001, 1005)
-
-Found = tuple[WebSocketCallTemplate, dict[str, Any]]
 _SEND_OPTION = re.compile(r"--send(-hex)?(=.*)?", re.DOTALL)
 
 
@@ -99,20 +97,23 @@ def listen(
     At a terminal there is a prompt: each line is a message, arrow keys and Tab bring back what was sent, Ctrl-D ends.
     From a pipe, too, each line is a message.
 
-    Of a FILE it uses what belongs to the connection: address, credentials, login (on_connect) and automatic replies; of
-    the manual's own template, or of a TOOL's.
+    Of a FILE it uses what belongs to the connection: address, credentials, login (on_connect), heartbeat and automatic
+    replies. With a TOOL its call is made, too, and shown with what each message is taken for.
     """
-    found: Callable[[], Awaitable[Found]]
-    if tool_name is not None:
-        found = partial(_of_tool, *select_tool(target, tool_name), access, pairs)
-    else:
-        found = partial(_of_manual, _only(target), access)
     messages = _messages(texts, hexes, click.get_current_context().meta["utcp-ws.sent"])
     lines = open_lines(prompt=True)
-    traffic = Traffic(as_json=as_json, above=lines.above)
-    session = _Session(protocol, messages, math.inf if seconds is None else seconds, count, traffic, lines)
+    traffic = Traffic(as_json=as_json, meanings=tool_name is not None, above=lines.above)
+    listening = _Listening(protocol, messages, math.inf if seconds is None else seconds, count, traffic, lines)
+    if tool_name is None:
+        source = _only(target)
+        listen_ = partial(_listen_to_connection, source, access, listening)
+    else:
+        source, name = select_tool(target, tool_name)
+        listen_ = partial(_listen_to_tool, source, name, pairs, access, listening)
+    if not source.is_websocket:
+        raise Failure("only WebSocket endpoints can be listened to")
     try:
-        ended = run(partial(_listen, found, session), backend=access.backend)
+        ended = run(listen_, backend=access.backend)
     finally:
         lines.close()
     if ended is not None and ended.code not in _NORMAL:
@@ -150,7 +151,7 @@ def _from_hex(text: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class _Session:
+class _Listening:
     protocol: str | None
     messages: list[str | bytes]
     seconds: float
@@ -158,124 +159,109 @@ class _Session:
     traffic: Traffic
     lines: Lines
 
-
-async def _listen(found: Callable[[], Awaitable[Found]], session: _Session) -> WebSocketClosedError | None:
-    """Connect and show what comes and goes; why the peer closed the connection, if it did."""
-    failure: BaseException | None = None
-    ended: WebSocketClosedError | None = None
-    async with anyio.create_task_group() as tasks:
-        try:
-            ended = await _listen_in(tasks, await found(), session)
-        except BaseException as error:  # noqa: ASYNC103, BLE001 - raised again below
-            # Raised inside the task group it would come out as an exception group.
-            failure = error
-        tasks.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    return ended
-
-
-async def _listen_in(tasks: TaskGroup, found: Found, session: _Session) -> WebSocketClosedError | None:
-    connection = await _connect(tasks, found, session)
-    try:
-        with anyio.move_on_after(session.seconds) as scope:
-            await connection.log_in(connection.settings.on_connect, WaitNote())
-            for data in session.messages:
-                await connection.send(data)
-            async with beside(partial(_send_lines, connection, session, scope)):
-                received = 0
-                while received != session.count:
-                    await connection.receive()
-                    received += 1
-        return None
-    except WebSocketClosedError as error:
-        session.traffic.closed(error.code, error.reason)
-        return error
-    finally:
-        connection.retire("enough was heard")
-        await connection.aclose()  # noqa: ASYNC102 - shields and bounds itself
-
-
-async def _send_lines(connection: Connection, session: _Session, scope: anyio.CancelScope) -> None:
-    while (line := await session.lines.next()) is not None:
-        try:
-            await connection.send(line)
-        except WebSocketError:
-            # The task that receives finds out why.
-            return
-    if session.lines.ends_session:
-        scope.cancel()
-
-
-async def _connect(tasks: TaskGroup, found: Found, session: _Session) -> Connection:
-    """A connection as the template opens it, before its login, every message of which is shown."""
-    template, arguments = found
-    serializer = WebSocketCallTemplateSerializer()
-    values = {name: value for name, value in serializer.to_dict(template).items() if name in _CONNECTION}
-    if session.protocol is not None:
-        values["protocol"] = session.protocol
-    plan = serializer.validate_dict(values).plan
-    settings = plan.settings
-    silent = dataclasses.replace(settings, on_connect=(), on_message=(), on_close=())
-    plan = dataclasses.replace(plan, settings=silent, _last_endpoint=[])
-    request = prepare(plan, "", arguments, manual=template.name)
-    with waiting(f"connecting to {request.endpoint.display_url}"):
-        opened = await Connector(Network(), Counters()).connect(request.endpoint, plan, request.context, tasks)
-    note(f"connected to {request.endpoint.display_url}")
-    wire = _ShownWire(opened.wire, session.traffic)
-    return ExclusiveConnection(
-        wire,
-        settings,
-        display_url=opened.display_url,
-        tasks=tasks,
-        network=opened.network,
-        context=request.context,
-    )
-
-
-class _ShownWire(Wire):
-    """A wire that shows every message that goes over it."""
-
-    def __init__(self, wire: Wire, traffic: Traffic) -> None:
-        self._wire = wire
-        self._traffic = traffic
+    def changed(self, values: dict[str, Any], access: Access) -> dict[str, Any]:
+        """A call template in whose request everything is sent that is typed, and which goes on until a close."""
+        own: dict[str, Any] = {} if self.protocol is None else {"protocol": self.protocol}
+        if access.timeout is not None:
+            own["connection_timeout"] = access.timeout
+        before, request = values.get("before") or (), values.get("request") or ()
+        first = [{"send": f"{{{{args.{name}}}}}"} for name in self.arguments]
+        typed = {"send_each": {"of": f"{{{{args.{_TYPED}}}}}", "message": "{{item}}"}}
+        numbers = range(len(before) + 1, len(before) + len(first) + 1)
+        self.traffic.renamed = {f"step {number} of before": "typed" for number in numbers}
+        self.traffic.renamed[f"step {len(request) + 1} of request"] = "typed"
+        if len(request) == 1:
+            self.traffic.renamed["step 1 of request"] = "request"
+        return {**values, **_ENDLESS, **own, "before": [*before, *first], "request": [*request, typed]}
 
     @property
-    def progress(self) -> int:
-        return self._wire.progress
+    def arguments(self) -> dict[str, str | bytes]:
+        """What is sent first, as arguments, whose values are nowhere looked through for placeholders."""
+        return {f"{_TYPED}_{number}": message for number, message in enumerate(self.messages)}
 
-    def has_unsent_data(self) -> bool:
-        return self._wire.has_unsent_data()
 
-    def has_unread_data(self) -> bool:
-        return self._wire.has_unread_data()
+async def _listen_to_connection(source: Source, access: Access, listening: _Listening) -> WebSocketClosedError | None:
+    """Show what comes and goes on a connection as the manual's own template describes it. No tool is asked for."""
+    of_connection = {*fields_of("handshake", "connection"), *OLD_NAMES, "name", "auth", "call_template_type"}
+    own = {key: value for key, value in source.template.items() if key in of_connection - _OF_SHARING}
+    template = listening.changed(own, access)
+    template["tools"] = [{"name": "listen", "description": "", "inputs": {"type": "object"}}]
+    async with open_manual(replace(source, template=template), access, trace=listening.traffic) as manual:
+        (tool,) = manual.tools
+        return await _listen(manual, tool, {}, listening)
 
-    async def send(self, data: str | bytes, fragment: int | None = None) -> None:
-        await self._wire.send(data, fragment)
-        self._traffic.message("sent", data)
 
-    async def receive(self) -> str | bytes:
-        data = await self._wire.receive()
-        self._traffic.message("received", data)
-        return data
+async def _listen_to_tool(
+    source: Source, name: str, pairs: Pairs, access: Access, listening: _Listening
+) -> WebSocketClosedError | None:
+    """Make a tool's call, and show every message that belongs to it."""
+    async with open_manual(source, access, trace=listening.traffic) as manual:
+        tool = manual.tool(name)
+        arguments = read_arguments(tool, pairs)
+        template = tool.tool_call_template
+        if not isinstance(template, WebSocketCallTemplate):
+            raise Failure("only WebSocket endpoints can be listened to")
+        serializer = WebSocketCallTemplateSerializer()
+        values = serializer.to_dict(template)
+        values["request"] = _request(values, [name for name in arguments if name not in template.plan.consumed])
+        for field in ("message", "listen_only", "resume"):
+            values.pop(field, None)
+        await manual.replace_template(tool, serializer.validate_dict(listening.changed(values, access)))
+        return await _listen(manual, tool, arguments, listening)
 
-    def interrupt(self) -> None:
-        self._wire.interrupt()
 
-    def take_nowait(self) -> deque[str | bytes]:
-        taken = self._wire.take_nowait()
-        for data in taken:
-            self._traffic.message("received", data)
-        return taken
+def _request(values: dict[str, Any], names: list[str]) -> list[Any]:
+    """The steps of a template's request, whichever way they are written."""
+    if values.get("request") is not None:
+        return list(values["request"])
+    if values.get("listen_only"):
+        return []
+    message = values.get("message")
+    return [{"send": {name: f"{{{{args.{name}}}}}" for name in names} if message is None else message}]
 
-    async def ping(self) -> None:
-        await self._wire.ping()
 
-    async def close(self, code: int = 1000, reason: str = "") -> None:
-        await self._wire.close(code, reason)
+async def _listen(
+    manual: Manual, tool: Tool, arguments: dict[str, Any], listening: _Listening
+) -> WebSocketClosedError | None:
+    """Connect and show what comes and goes; why the peer closed the connection, if it did."""
+    with ExitStack() as shown, anyio.move_on_after(listening.seconds) as scope:
+        shown.enter_context(waiting(f"connecting to {manual.display_url(tool)}"))
+        listening.traffic.on_first = shown.close
+        listening.traffic.limit(listening.count, scope.cancel)
+        typed = _Typed(listening, scope)
+        try:
+            async with aclosing(
+                manual.client.call_tool_streaming(tool.name, {**arguments, **listening.arguments, _TYPED: typed})
+            ) as responses:
+                async for _ in responses:
+                    # What they are has been shown when they came.
+                    pass
+        except WebSocketClosedError as error:
+            if not listening.traffic.is_full:
+                listening.traffic.closed(error.code, error.reason)
+                return error
+    if listening.traffic.failure is not None:
+        raise listening.traffic.failure
+    return None
 
-    def abort(self) -> None:
-        self._wire.abort()
+
+class _Typed:
+    """What is typed while the connection is open, as the items of a request."""
+
+    def __init__(self, listening: _Listening, scope: anyio.CancelScope) -> None:
+        self._lines = listening.lines
+        self._scope = scope
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        line = await self._lines.next()
+        if line is not None:
+            return line
+        if self._lines.ends_session:
+            self._scope.cancel()
+        raise StopAsyncIteration
 
 
 def _only(target: str) -> Source:
@@ -283,23 +269,3 @@ def _only(target: str) -> Source:
     if len(sources) != 1:
         raise Failure(f"{target} has several manuals: name a tool as MANUAL.TOOL")
     return sources[0]
-
-
-async def _of_manual(source: Source, access: Access) -> Found:
-    """The manual's own template, its variables resolved. The endpoint is not asked for its tools."""
-    own = dataclasses.replace(source, template={**source.template, "tools": []})
-    async with open_manual(own, access) as manual:
-        template = await manual.client.config.tool_repository.get_manual_call_template(manual.name)
-    return _websocket(template), {}
-
-
-async def _of_tool(source: Source, name: str, access: Access, pairs: Pairs) -> Found:
-    async with open_manual(source, access) as manual:
-        tool = manual.tool(name)
-        return _websocket(manual.resolved(tool)), read_arguments(tool, pairs)
-
-
-def _websocket(template: Any) -> WebSocketCallTemplate:
-    if not isinstance(template, WebSocketCallTemplate):
-        raise Failure("only WebSocket endpoints can be listened to")
-    return template

@@ -15,13 +15,16 @@ import anyio
 from utcp.data.call_template import CallTemplate, CallTemplateSerializer
 from utcp.data.register_manual_response import RegisterManualResult
 from utcp.data.tool import Tool
+from utcp.data.utcp_manual import UtcpManual
 from utcp.exceptions import UtcpVariableNotFound
 from utcp.plugins.plugin_loader import ensure_plugins_initialized
 
 from .._client.client import AnyioUtcpClient, open_client
+from .._connections.trace import Trace
 from .._net.security import display_url, split_address
 from .._templates.call_template import WebSocketCallTemplate, WebSocketCallTemplateSerializer
 from ..errors import WebSocketClosedError, WebSocketProtocolError, WebSocketSecurityError, WebSocketTimeoutError
+from ..protocol import WebSocketCommunicationProtocol
 from .failures import Failure, as_plugin_failures, failure_of, last_line
 from .options import Access
 
@@ -107,12 +110,18 @@ class Manual:
                 return tool
         raise no_tool(name, map(self.short, self.tools))
 
-    def resolved(self, tool: Tool) -> CallTemplate:
-        """The tool's call template with the values of its variables."""
-        serializer = CallTemplateSerializer()
-        values = serializer.to_dict(tool.tool_call_template)
-        client = self.client
-        return serializer.validate_dict(client.variable_substitutor.substitute(values, client.config, self.name))
+    async def replace_template(self, tool: Tool, template: WebSocketCallTemplate) -> None:
+        """Have a tool called by another template."""
+        tool.tool_call_template = template
+        repository = self.client.config.tool_repository
+        own = await repository.get_manual_call_template(self.name)
+        assert own is not None
+        await repository.save_manual(own, UtcpManual(tools=self.tools))
+
+    @staticmethod
+    def display_url(tool: Tool) -> str:
+        """Where a tool is, as it may be shown."""
+        return display_url(str(getattr(tool.tool_call_template, "url", "")))
 
     def short(self, tool: Tool) -> str:
         return tool.name.removeprefix(f"{self.name}.")
@@ -211,11 +220,14 @@ def select_tool(target: str, tool_name: str) -> tuple[Source, str]:
 
 
 @asynccontextmanager
-async def open_manual(source: Source, access: Access) -> AsyncIterator[Manual]:
+async def open_manual(source: Source, access: Access, *, trace: Trace | None = None) -> AsyncIterator[Manual]:
     """The manual's tools, in a client of their own.
 
     Headers and credentials of the command line go to the manual's own origin and to no other. They are variables of the
     client, so that their values arrive as they were typed, whatever is in them.
+
+    Args:
+        trace: Told of every message of its connections.
     """
     ensure_plugins_initialized()
     template: CallTemplate
@@ -226,6 +238,8 @@ async def open_manual(source: Source, access: Access) -> AsyncIterator[Manual]:
         if access.headers or access.auth:
             raise Failure("--header and --auth are for WebSocket endpoints; this manual's is not one")
     async with open_client(source.config) as client:
+        if trace is not None:
+            observe(client, trace)
         # Not in the configuration, whose own variables may refer to others: these are values.
         client.config.variables = {**(client.config.variables or {}), **source.variables(access)}
         try:
@@ -244,6 +258,13 @@ async def open_manual(source: Source, access: Access) -> AsyncIterator[Manual]:
         else:
             return
     raise failure
+
+
+def observe(client: AnyioUtcpClient, trace: Trace) -> None:
+    """Tell an observer of every message on the client's WebSocket connections."""
+    protocol = client._protocol_for("websocket")
+    assert isinstance(protocol, WebSocketCommunicationProtocol)
+    protocol._observe(trace)
 
 
 async def _registered(
