@@ -12,6 +12,8 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.from_thread import start_blocking_portal
+from support.http_peer import HttpPeer, serve_http
 from support.peers import Peer
 from support.terminal import BACKENDS, done, endpoint, failed, manual, served, written, ws
 
@@ -619,3 +621,36 @@ def test_trace_shows_what_led_to_an_error(backend: str, tmp_path: Path) -> None:
         )
     assert told.exit_code == 5
     assert [meaning for _, meaning in traced(told.stderr)][-1].startswith("skipped by message_filter")
+
+
+def test_trace_shows_http_steps_and_what_is_for_no_call(backend: str, tmp_path: Path) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        message = await peer.receive_json()
+        await peer.send({"id": -1, "late": True})
+        await peer.send({"id": message["id"], "value": 42})
+        await peer.until_gone()
+
+    async def token(request: HttpPeer) -> None:
+        await request.answer({"token": "t"})
+
+    with (
+        start_blocking_portal("trio") as portal,
+        portal.wrap_async_context_manager(serve_http(token)) as http,
+        endpoint(script) as url,
+    ):
+        template: dict[str, Any] = {
+            "prepare": [{"http": {"url": f"{http.url}/token?secret=1"}, "capture": {"t": {"path": "token"}}}],
+            "message": {"id": "{{call_id}}", "token": "{{captured.t}}"},
+            "message_filter": {"id": "{{call_id}}"},
+            "multiplex": True,
+        }
+        file = written(tmp_path / "m.json", manual(url, **template))
+        told = ws("call", file, "tool", "--trace", "--backend", backend)
+    assert told.exit_code == 0
+    seen = traced(told.stderr)
+    assert seen[:2] == [
+        (f"> GET {http.url}/token", "step 1 of prepare"),
+        ('< HTTP 200 {"token": "t"}', "step 1 of prepare"),
+    ]
+    assert ('< {"id": -1, "late": true}', "skipped: it is for no call that is running") in seen

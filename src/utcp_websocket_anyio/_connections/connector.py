@@ -186,6 +186,7 @@ class _Attempt:
             display_url=self.endpoint.display_url,
             note=self.note,
             requested=self._requested,
+            trace=self._connector.trace,
         )
         try:
             await run_steps(steps, moment)

@@ -66,7 +66,11 @@ class MultiplexedConnection(Connection):
         if self._router is None or self.is_over:
             self._inbox.append(message)
         else:
-            self._router.route(message)
+            self._route(message, self._router)
+
+    def _route(self, message: Message, router: Router) -> None:
+        if not router.route(message) and self.trace is not None:
+            self.trace("received", message.data, "skipped: it is for no call that is running")
 
     def _dismiss(self, error: WebSocketError) -> None:
         if self._router is not None:
@@ -80,7 +84,7 @@ class MultiplexedConnection(Connection):
     async def _keep_routing(self, router: Router) -> None:
         # What came in one read with the end of the login.
         while self._inbox:
-            router.route(self._inbox.popleft())
+            self._route(self._inbox.popleft(), router)
         while not self.is_over:
             await self._read()
             for data in self.wire.take_nowait():
@@ -213,15 +217,17 @@ class Router:
                         del self._by_value[path]
         self._count -= found
 
-    def route(self, message: Message) -> None:
-        """Offer a message to every exchange that it may be for."""
-        for channel in self._candidates(message):
+    def route(self, message: Message) -> bool:
+        """Offer a message to every exchange that it may be for; False if there is none."""
+        candidates = self._candidates(message)
+        for channel in candidates:
             try:
                 channel.accept(message)
             except Exception as error:  # noqa: BLE001 - the bulkhead: it is that exchange's error and nobody else's
                 log_internal_error(_log, error, "offering a message to a call")
                 self.remove(channel)
                 channel.fail(internal_error(error, endpoint=None))
+        return bool(candidates)
 
     def everyone(self) -> list[SharedChannel]:
         """All channels."""

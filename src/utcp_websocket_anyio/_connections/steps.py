@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._net.http import Answer, request
-from .._net.security import check_captured_url
+from .._net.security import check_captured_url, display_url
 from .._templates.placeholders import MissingCaptureError
 from .._templates.received import Message, ResponseError
 from ..errors import WebSocketAuthError, WebSocketClosedError, WebSocketConnectionError, WebSocketError
@@ -226,6 +226,9 @@ async def _request(step: Step, context: RenderContext, moment: Moment) -> None:
         for source in moment.requested:
             check_captured_url(made.url, source, step.http.url.where)
     moment.requested.append(made.url)
+    if moment.trace is not None:
+        body = (made.content or b"").decode(errors="backslashreplace")
+        moment.trace("sent", f"{made.method} {display_url(made.url)} {body}".rstrip(), step_name(step))
     try:
         answer = await request(
             made.method,
@@ -239,6 +242,9 @@ async def _request(step: Step, context: RenderContext, moment: Moment) -> None:
     except WebSocketConnectionError as error:
         reason, transient = error.args[0], error.transient
     else:
+        if moment.trace is not None:
+            body = answer.body.decode(errors="backslashreplace")
+            moment.trace("received", f"HTTP {answer.status} {body}".rstrip(), step_name(step))
         _check_answer(step, answer, context, moment)
         return
     raise WebSocketConnectionError(reason, endpoint=moment.display_url, transient=transient)

@@ -204,7 +204,8 @@ async def _listen_to_tool(
         serializer = WebSocketCallTemplateSerializer()
         values = serializer.to_dict(template)
         values["request"] = _request(values, [name for name in arguments if name not in template.plan.consumed])
-        for field in ("message", "listen_only", "resume"):
+        # Shared, it would be offered only what may be for this call.
+        for field in ("message", "listen_only", "resume", "multiplex"):
             values.pop(field, None)
         await manual.replace_template(tool, serializer.validate_dict(listening.changed(values, access)))
         return await _listen(manual, tool, arguments, listening)

@@ -24,7 +24,7 @@ _MARKS: dict[Direction, tuple[str, str]] = {
 _MARGIN = " " * len("00:00:00.000 < ")
 _SHOWN_BYTES = 64
 # What the connection itself was told: its steps, heartbeat and replies.
-_OF_CONNECTION = re.compile(r"(skipped by )?(step \d+ of on_connect|on_message|heartbeat|answer to heartbeat)")
+_OF_CONNECTION = re.compile(r"(skipped by )?(step \d+ of (prepare|on_connect)|on_message|(answer to )?heartbeat)")
 _PLAIN = ("request", "response", "typed")
 
 
