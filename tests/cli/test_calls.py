@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 from support.http_peer import HttpPeer, serve_http
 from support.peers import Peer
-from support.terminal import BACKENDS, done, endpoint, failed, manual, served, written, ws
+from support.terminal import BACKENDS, COMMAND, done, endpoint, failed, manual, served, written, ws
 
 from utcp_websocket_anyio import ToolServer
 from utcp_websocket_anyio.cli import calls, source
@@ -654,3 +655,30 @@ def test_trace_shows_http_steps_and_what_is_for_no_call(backend: str, tmp_path: 
         ('< HTTP 200 {"token": "t"}', "step 1 of prepare"),
     ]
     assert ('< {"id": -1, "late": true}', "skipped: it is for no call that is running") in seen
+
+
+SPEECH: dict[str, Any] = {
+    "request": [{"send_each": {"of": "{{args.audio}}", "message": "{{item}}", "chunk": 4}}, {"send": "END"}],
+    "expected_responses": 1,
+}
+
+
+async def counts_bytes(peer: Peer) -> None:
+    await peer.handshake()
+    pieces = []
+    while (message := await peer.receive()) != "END":
+        pieces.append(message)
+    await peer.send({"pieces": [piece.hex() if isinstance(piece, bytes) else piece for piece in pieces]})
+
+
+@pytest.mark.parametrize("given", ["audio=@{file}", "audio=@-", "audio=-"])
+def test_bytes_of_a_file_or_of_stdin_are_sent_in_pieces(backend: str, given: str, tmp_path: Path) -> None:
+    audio = tmp_path / "talk.raw"
+    audio.write_bytes(b"\x00\xff234567\x89")
+    with endpoint(counts_bytes) as url, audio.open("rb") as stdin:
+        file = written(tmp_path / "m.json", manual(url, inputs={"audio": {"type": "string"}}, **SPEECH))
+        arguments = ("stream", file, "tool", given.format(file=audio), "--json", "--backend", backend)
+        command = [*COMMAND, *arguments]
+        told = subprocess.run(command, stdin=stdin, capture_output=True, text=True, timeout=50, check=False)
+    assert told.returncode == 0, told.stderr
+    assert json.loads(json.loads(told.stdout)) == {"pieces": ["00ff3233", "34353637", "89"]}

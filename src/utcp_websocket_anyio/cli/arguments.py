@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,19 @@ _MATCHES: dict[str, Any] = {
 _ARGUMENT = re.compile(r"\{\{\s*args\.([^\s{}|?]+)\??\s*\}\}|\$\{(\w+)\}|UTCP_ARG_(\S+?)_UTCP_ARG")
 
 
-def read_arguments(tool: Tool, pairs: Iterable[str], args_json: str | None = None) -> dict[str, Any]:
+def read_arguments(tool: Tool, pairs: Sequence[str], args_json: str | None = None) -> dict[str, Any]:
     """The arguments of a call.
 
     Args:
         pairs: ``key=value``, typed by the tool's schema; ``key:=JSON``; or ``key=@FILE`` (``@-``: stdin), the content
-            of a file: bytes where the call template sends bytes.
+            of a file: bytes where the call template sends bytes, and then ``-`` is enough for stdin.
         args_json: All of them as a JSON object, in a file (``@FILE``) or on stdin (``-``); pairs come on top.
 
     Raises:
         Failure: One is not what the schema says, is unknown, or is missing.
     """
     schemas = _properties(tool)
+    as_bytes = _sent_as_bytes(tool) if pairs else {}
     arguments = _object(args_json) if args_json is not None else {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -51,13 +52,13 @@ def read_arguments(tool: Tool, pairs: Iterable[str], args_json: str | None = Non
         types = types_of(schemas.get(name, {}))
         if key.endswith(":"):
             arguments[name] = _json(name, text)
-        elif text.startswith("@"):
-            as_bytes = _sent_as_bytes(tool)
-            if text == "@-" and (size := as_bytes.get(name)) is not None:
+        elif text.startswith("@") or (text == "-" and name in as_bytes):
+            size = as_bytes.get(name)
+            if text in {"@-", "-"} and size is not None:
                 # It is sent while it comes: a microphone has no end to wait for.
                 arguments[name] = Chunks(size)
             else:
-                arguments[name] = _content(name, text[1:], types, as_bytes=name in as_bytes)
+                arguments[name] = _content(name, text.removeprefix("@"), types, as_bytes=name in as_bytes)
         else:
             arguments[name] = _typed(name, text, types)
     unknown = sorted(arguments.keys() - schemas.keys())
