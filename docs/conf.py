@@ -43,7 +43,7 @@ exclude_patterns = ["_build"]
 default_role = "py:obj"
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
-smartquotes = False
+smartquotes_action = "D"  # dashes; quotation marks of JSON stay what they are
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]
 
