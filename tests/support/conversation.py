@@ -46,6 +46,11 @@ class Line:
     kind: str
     text: str
 
+    @property
+    def opens_connection(self) -> bool:
+        """True if it happens on another connection than the lines before it."""
+        return self.kind == "*" and (self.text.split(" ")[0] == "connect" or bool(_HTTP_REQUEST.fullmatch(self.text)))
+
     def __str__(self) -> str:
         return f"{self.kind} {self.text}"
 
@@ -76,7 +81,7 @@ class Conversation:
             elif line.strip() and not line.startswith("#"):
                 raise ValueError(f"no line of a conversation: {line}")
         first = self._lines[0] if self._lines else None
-        if first is not None and not (first.text.startswith("connect") or _HTTP_REQUEST.fullmatch(first.text)):
+        if first is not None and not first.opens_connection:
             self._lines.insert(0, Line("*", "connect"))
 
     @property
@@ -93,7 +98,7 @@ class Conversation:
         await self._until(lambda line: line.text.partition(" ")[0] == "connect")
         await self._connect(peer)
         while (line := self._line) is not None:
-            if line.text.startswith("connect") or (line.kind == "*" and _HTTP_REQUEST.fullmatch(line.text)):
+            if line.opens_connection:
                 break
             await self._play(peer, line)
             self._advance()
