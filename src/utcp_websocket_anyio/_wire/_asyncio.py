@@ -193,8 +193,13 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
     def _resume(self) -> None:
         self._is_resuming = False
         if self._core.has_leftover and self._core.closed is None:
-            self._layer.resume()
-            self._advance()
+            try:
+                self._layer.resume()
+                self._advance()
+            except BaseException:
+                # A transport ends with an exception of what it calls; here nobody else would.
+                self.abort()
+                raise
 
     def _emptied(self) -> None:
         """All messages were taken."""
