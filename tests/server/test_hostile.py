@@ -16,6 +16,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import pytest
+import trio
 import trustme
 from support.tool_server import UPGRADE, Thread, discovered, entered, frame, port_of, raw_client
 from websockets.exceptions import ConnectionClosed
@@ -351,3 +352,68 @@ async def test_whoever_is_served_is_told_that_the_server_ends(thread: Thread) ->
         await anyio.to_thread.run_sync(thread.join, abandon_on_cancel=True)
         ended = await anyio.to_thread.run_sync(until_closed, client)
     assert (0x80 | CLOSE).to_bytes(1, "big") + b"\x0c" + (1001).to_bytes(2, "big") + b"going away" in ended
+
+
+def messages(stream: bytes) -> list[tuple[int, bytes]]:
+    """The frames of a server, as far as they are complete."""
+    frames, at = [], 0
+    while at + 2 <= len(stream):
+        size, head = stream[at + 1], 2
+        if size >= 126:
+            head = 4 if size == 126 else 10
+            size = int.from_bytes(stream[at + 2 : at + head], "big")
+        if at + head + size > len(stream):
+            break
+        frames.append((stream[at] & 0x0F, stream[at + head : at + head + size]))
+        at += head + size
+    return frames
+
+
+async def test_a_goodbye_is_never_said_in_the_middle_of_a_message(thread: Thread) -> None:
+    url = await thread.serve(adding())
+    with anyio.fail_after(40), not_reading(url) as client:
+        thread.cancel()
+        ended = await anyio.to_thread.run_sync(until_closed, client)
+    received = messages(b"\x81" + ended)
+    assert all(json.loads(payload)["request_id"] == 1 for opcode, payload in received if opcode == TEXT)
+    # What is left over is the beginning of a message, and nothing but that.
+    whole = sum(len(payload) for _, payload in received)
+    assert b"going away" not in (b"\x81" + ended)[whole + 14 * (len(received) + 1) :]
+
+
+@pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {}), ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"]
+)
+async def test_who_wants_pongs_and_reads_none_is_dropped(thread: Thread) -> None:
+    # On trio they are held up by TCP instead.
+    url = await thread.serve(adding())
+
+    def ask() -> None:
+        with raw_client(url) as client, pytest.raises(ConnectionError):
+            for _ in range(3000):
+                client.sendall(frame(PING, b"x" * 125) * 1000)
+
+    with anyio.fail_after(40):
+        await anyio.to_thread.run_sync(ask)
+    assert await still_serves(url)
+
+
+@pytest.mark.parametrize("anyio_backend", [("trio", {})], ids=["trio"])
+@pytest.mark.parametrize("sent", [b"", b"\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", UPGRADE[:-2]])
+async def test_nothing_is_kept_for_who_does_not_shake_hands_and_goes(
+    thread: Thread, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("utcp_websocket_anyio._server.on_trio.HANDSHAKE_TIME", 1000)
+    url = await thread.serve(adding())
+
+    def tasks() -> int:
+        return thread.call(lambda: trio.lowlevel.current_statistics().tasks_living)
+
+    with anyio.fail_after(30):
+        before = await anyio.to_thread.run_sync(tasks)
+        for _ in range(3):
+            client = silent(url)
+            client.sendall(sent)
+            client.close()
+        while await anyio.to_thread.run_sync(tasks) > before:
+            await anyio.sleep(0.01)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -16,6 +16,8 @@ from anyio.from_thread import start_blocking_portal
 from utcp.data.call_template import CallTemplate
 
 from utcp_websocket_anyio import ToolServer, WebSocketCallTemplate, WebSocketCommunicationProtocol
+
+Result = TypeVar("Result")
 
 UPGRADE = (
     b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -41,6 +43,10 @@ class Thread:
         serving, _ = await anyio.to_thread.run_sync(start)
         self._serving.append(serving)
         return server.url
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        """Call a function in the event loop of the servers."""
+        return self._running.call(function)
 
     def cancel(self) -> None:
         """Cancel every server; does not wait for their end."""
