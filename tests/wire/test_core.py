@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tracemalloc
 import zlib
 from typing import Any
@@ -178,19 +179,91 @@ def test_small_frames_that_inflate_to_much_are_taken_in_several_turns() -> None:
     assert list(core.messages) == [bytes(2**20)] * 10
 
 
-def test_a_message_that_inflates_beyond_the_limit_is_refused_without_being_inflated() -> None:
+def deflated(*parts: bytes, level: int = 6, memory: int = 8) -> list[bytes]:
+    """The frames of a compressed message, one for each part."""
+    compressor = zlib.compressobj(level, wbits=-15, memLevel=memory)
+    payloads = [compressor.compress(part) + compressor.flush(zlib.Z_SYNC_FLUSH) for part in parts]
+    payloads[-1] = payloads[-1][:-4]
+    last = len(parts) - 1
+    return [
+        frame(CONTINUATION if n else BINARY, payload, fin=n == last, rsv=0 if n else 4)
+        for n, payload in enumerate(payloads)
+    ]
+
+
+@pytest.mark.parametrize("parts", [[2**26], [99_999, 2**26], [60_000, 60_000], [100_000, 1]])
+def test_a_message_that_inflates_beyond_the_limit_is_refused_without_being_inflated(parts: list[int]) -> None:
     core = opened(compression=True, max_message_size=100_000)
-    compressor = zlib.compressobj(wbits=-15)
-    data = compressor.compress(bytes(2**26)) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    frames = deflated(*map(bytes, parts))
     tracemalloc.start()
     try:
-        for fragment in (frame(BINARY, data[:100], fin=False, rsv=4), frame(CONTINUATION, data[100:-4])):
-            feed(core, fragment)
+        feed(core, *frames)
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
     assert isinstance(core.closed, WebSocketProtocolError)
     assert "max_message_size" in str(core.closed)
+    assert not core.messages
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 5000, 200_000])
+@pytest.mark.parametrize("memory", [1, 8])
+def test_a_compressed_message_of_the_limit_arrives_although_it_cannot_be_compressed(size: int, memory: int) -> None:
+    core = opened(compression=True, max_message_size=size)
+    message = random.Random(1).randbytes(size)
+    feed(core, *deflated(message, memory=memory))
+    feed(core, *deflated(message[: size // 2], b"", message[size // 2 :], memory=memory))
+    assert core.closed is None
+    assert list(core.messages) == [message, message]
+
+
+def test_what_is_not_deflate_or_not_text_when_inflated_breaks_the_protocol() -> None:
+    for broken in (frame(BINARY, b"\xff" * 50, rsv=4), bytes([0xC1]) + deflated(b"a\xff")[0][1:]):
+        core = opened(compression=True)
+        feed(core, frame(TEXT, b"before") + broken)
+        assert list(core.messages) == ["before"]
+        assert isinstance(core.closed, WebSocketProtocolError)
+
+
+# What is sent
+
+
+def test_a_compressed_message_may_be_sent_in_fragments() -> None:
+    core, other = opened(compression=True, compression_threshold=0), opened(compression=True, max_message_size=2**20)
+    message = random.Random(2).randbytes(10_000)
+    frames = b"".join(core.message(message, 1000))
+    # Unmasked they are those of a server.
+    unmasked = bytearray()
+    while frames:
+        size = frames[1] & 0x7F
+        start = 2
+        if size == 126:
+            size, start = int.from_bytes(frames[2:4], "big"), 4
+        key, payload = frames[start : start + 4], frames[start + 4 : start + 4 + size]
+        assert size <= 1000
+        unmasked += bytes([frames[0], frames[1] & 0x7F]) + frames[2:start]
+        unmasked += bytes(byte ^ key[n % 4] for n, byte in enumerate(payload))
+        frames = frames[start + 4 + size :]
+    feed(other, bytes(unmasked))
+    assert list(other.messages) == [message]
+
+
+def test_a_lone_surrogate_in_a_message_is_an_error_that_does_not_hold_it() -> None:
+    core = opened()
+    with pytest.raises(ValueError, match="lone surrogate") as caught:
+        core.message("geheim \ud800")
+    assert not isinstance(caught.value, UnicodeError)
+    assert caught.value.__cause__ is caught.value.__context__ is None
+    assert "geheim" not in str(caught.value)
+
+
+def test_a_reason_that_is_too_long_for_a_close_frame_is_shortened() -> None:
+    core = opened()
+    core.close(4000, "\u20ac" * 100)
+    sent = core.to_send()
+    key, payload = sent[2:6], sent[6:]
+    reason = bytes(byte ^ key[n % 4] for n, byte in enumerate(payload))[2:]
+    assert reason.decode() == "\u20ac" * 41
 
 
 @pytest.mark.parametrize("limit", [2**63 - 1, 2**63, 2**64, 2**100])

@@ -336,10 +336,11 @@ class ProtocolCore:
         else:
             self._kind = opcode
             self._is_compressed = bool(first & _RSV1)
-        if opcode < _CLOSE and size > self._limit - (
-            len(self._inflated) if self._is_compressed else self._assembly.size
-        ):
-            return self._break_limit()
+        if opcode < _CLOSE:
+            room = self._limit - (len(self._inflated) if self._is_compressed else self._assembly.size)
+            # What cannot be compressed is longer afterwards, by the heads of its blocks.
+            if size > (room + room // 8 + 64 if self._is_compressed else room):
+                return self._break_limit()
         self._first = first
         return True
 

@@ -1,0 +1,118 @@
+"""What only trio's engine has to cope with: a socket that has no room for what the wire itself has to say."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from support.peers import PING, PONG, TEXT, Peer, peer
+
+from utcp_websocket_anyio._wire import Target, _trio
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["trio"])]
+
+
+class Room:
+    """How much room the socket has, in bytes; None: as much as it really has."""
+
+    def __init__(self, wire: _trio.TrioWire, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left: int | None = None
+        self._send = wire._send_nowait
+        monkeypatch.setattr(wire, "_send_nowait", self._send_some)
+
+    def _send_some(self, data: bytes | memoryview) -> int:
+        if self.left is None:
+            return self._send(data)
+        if not self.left:
+            return 0
+        sent = self._send(data[: self.left])
+        self.left -= sent
+        return sent
+
+
+@asynccontextmanager
+async def connected(frames: list[tuple[int, bytes]]) -> AsyncIterator[_trio.TrioWire]:
+    """A wire to a peer that notes what it receives, and answers pings and texts."""
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        while True:
+            opcode, payload = await peer.receive_frame()
+            frames.append((opcode, payload))
+            if opcode == TEXT and payload == b"ping me":
+                await peer.send_frame(PING, b"are you there")
+            elif opcode in (PING, TEXT):
+                await peer.send_frame(PONG if opcode == PING else TEXT, payload)
+
+    with anyio.fail_after(20):
+        async with peer(script) as url:
+            wire = await _trio.open_wire(Target(url=url, endpoint=url))
+            assert isinstance(wire, _trio.TrioWire)
+            yield wire
+            wire.abort()
+
+
+@pytest.mark.parametrize("room", [0, 3])
+async def test_a_ping_that_was_cancelled_half_way_is_finished_first(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames: list[tuple[int, bytes]] = []
+    async with connected(frames) as wire:
+        socket = Room(wire, monkeypatch)
+        socket.left = room
+        with anyio.move_on_after(0.05) as scope:
+            await wire.ping()
+        assert scope.cancelled_caught
+        assert wire.has_unsent_data()
+        socket.left = None
+        await wire.send("a message")
+        assert await wire.receive() == "a message"
+        assert frames == [(PING, b""), (TEXT, b"a message")]
+        assert not wire.has_unsent_data()
+
+
+async def test_a_pong_that_there_was_no_room_for_is_sent_when_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames: list[tuple[int, bytes]] = []
+    async with connected(frames) as wire:
+        socket = Room(wire, monkeypatch)
+        await wire.send("ping me")
+        socket.left = 5
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(wire.receive)
+            while socket.left:
+                await anyio.sleep(0.001)
+            assert frames == [(TEXT, b"ping me")]
+            socket.left = None
+            while len(frames) < 2:
+                await anyio.sleep(0.01)
+            task_group.cancel_scope.cancel()
+        assert frames[1:] == [(PONG, b"are you there")]
+
+
+@pytest.mark.parametrize("how", ["interrupt", "cancel", "abort"])
+async def test_a_send_that_has_begun_and_is_left_takes_the_wire_with_it(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connected([]) as wire:
+        socket = Room(wire, monkeypatch)
+        socket.left = 5
+        ended: list[BaseException | None] = []
+
+        async def send() -> None:
+            try:
+                await wire.send("half of it")
+            except Exception as error:  # noqa: BLE001
+                ended.append(error)
+
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(send)
+            while socket.left:
+                await anyio.sleep(0.001)
+            if how == "cancel":
+                task_group.cancel_scope.cancel()
+            elif how == "interrupt":
+                wire.interrupt()
+            else:
+                wire.abort()
+        assert [str(error)[:19] for error in ended] == ([] if how == "cancel" else ["closed by this side"])
+        assert wire.closed is not None
