@@ -87,6 +87,7 @@ class Leg:
     """
 
     farewell_failed = False
+    _is_stopped = False
     _has_begun = False
     _first: RenderContext | None = None
     _scope: anyio.CancelScope | None = None
@@ -131,6 +132,7 @@ class Leg:
         """The connection is gone."""
         if self._state is _State.LEFT:
             return
+        self._is_stopped = True
         if self._state is _State.LEAVING:
             self._leave()
         else:
@@ -260,13 +262,13 @@ class Leg:
         return self.context.for_step(self.context.call_id, next_step_id=self.connection.next_id, captured=self.captured)
 
     async def _send(self, data: str | bytes) -> None:
-        if self._state is _State.LEFT:
+        if self._is_stopped or self._state is _State.LEFT:
             raise Interrupted
         await self.channel.send(data)
 
     async def _receive_pending(self) -> Message:
-        while not self._pending:
-            if self._state is _State.LEFT:
+        while self._is_stopped or not self._pending:
+            if self._is_stopped or self._state is _State.LEFT:
                 raise Interrupted
             await self.channel.wait()
         return self._pending.popleft()

@@ -77,13 +77,16 @@ class ExclusiveConnection(Connection):
         if self._user is not user:
             return
         self._user = None
+        self.wake_readers()
+        if self._reader is None and not self.is_over and not self.keeps_messages:
+            self.wire.set_data_callback(self._discard)
+
+    def wake_readers(self) -> None:
+        """Make every task that reads, or waits for one that does, look again at what it waits for."""
         if self._is_being_read:
-            # The task that waits for this user has to leave the wire.
             self.wire.interrupt()
             if self._has_read is not None:
                 self._has_read.set()
-        if self._reader is None and not self.is_over and not self.keeps_messages:
-            self.wire.set_data_callback(self._discard)
 
     async def drain(self) -> None:
         for _ in range(_DRAIN_ROUNDS):
@@ -260,8 +263,9 @@ class ExclusiveChannel(Channel):
         """Every message is this exchange's."""
 
     def interrupt(self) -> None:
-        self._connection.end_use(self._user)
+        # The use goes on: there may be a farewell to say.
         self._connection.wire.interrupt()
+        self._connection.wake_readers()
 
     def finish(self) -> None:
         self._connection.end_use(self._user)
