@@ -69,7 +69,7 @@ napoleon_numpy_docstring = False
 nitpicky = True
 _OTHERS = (
     "asyncio|collections|contextlib|os|pathlib|ssl|trio|types|typing|typing_extensions",
-    "anyio|pydantic|trio_websocket|utcp|websockets",
+    "anyio|pydantic|trio_websocket|utcp|websockets|BlockingPortal",
 )
 _IMPORTED = (
     "CallTemplate|ConfigDict|RegisterManualResult|UtcpClient|UtcpProtocolCloseError|UtcpSerializerValidationError"

@@ -34,10 +34,10 @@ async def until_idle(protocol: WebSocketCommunicationProtocol, connections: int,
 
 
 @asynccontextmanager
-async def entered(seconds: float = 120) -> AsyncIterator[WebSocketCommunicationProtocol]:
+async def entered(seconds: float = 120, **options: Any) -> AsyncIterator[WebSocketCommunicationProtocol]:
     """An entered protocol object, for so many seconds at most: far more than a busy machine needs."""
     with anyio.fail_after(seconds):
-        async with WebSocketCommunicationProtocol() as protocol:
+        async with WebSocketCommunicationProtocol(**options) as protocol:
             yield protocol
 
 

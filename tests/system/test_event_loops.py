@@ -152,7 +152,7 @@ def test_many_short_loops_leave_no_descriptor_thread_or_memory(
     finally:
         tracemalloc.stop()
     until_descriptors(before)
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     # A pool with its connection takes twenty kilobytes; a hundred that were kept would show.
     assert grown < 100_000
     assert repr(protocol) == "<WebSocketCommunicationProtocol unused>"

@@ -17,7 +17,7 @@ import pytest
 from support.files import allow_many_files
 from support.protocol import entered, template
 
-from utcp_websocket_anyio import WebSocketCallTemplate, WebSocketCommunicationProtocol, WebSocketError
+from utcp_websocket_anyio import NetworkSettings, WebSocketCallTemplate, WebSocketCommunicationProtocol, WebSocketError
 
 # On a machine that does other things, too, the server in its own process may be slow to take them all.
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
@@ -120,7 +120,7 @@ async def until_left(url: str) -> None:
 async def test_a_thousand_connections_keep_alive_and_answer_and_leave_nothing(
     url: str, record_property: Record
 ) -> None:
-    async with entered(150) as protocol:
+    async with entered(150, network=NetworkSettings(max_idle_connections=2 * MANY)) as protocol:
         beating = calls(url, ping_interval=2, pong_timeout=60)
         assert await report(protocol, url) == {"connections": 0, "fewest_pings": 0}
         gc.collect()
