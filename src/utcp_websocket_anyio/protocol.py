@@ -386,5 +386,5 @@ def _in_place_of(error: Exception, runtime: Runtime | None = None) -> WebSocketE
         strange = internal_error(error, endpoint=None)
     failure = strange or error
     if runtime is not None and isinstance(failure, WebSocketError):
-        runtime.counters.failed(failure)
+        runtime.failed(failure)
     return strange

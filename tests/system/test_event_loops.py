@@ -233,6 +233,26 @@ def test_loops_that_are_dropped_without_being_closed_do_not_pile_up(new_loop: An
     until_descriptors(before)
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_loop_whose_close_cannot_be_replaced_is_forgotten_at_the_next_use(url: str) -> None:
+    class Fixed(asyncio.SelectorEventLoop):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "close":
+                raise AttributeError("'Fixed' object attribute 'close' is read-only")
+            super().__setattr__(name, value)
+
+    protocol = WebSocketCommunicationProtocol()
+    loop = Fixed()
+    loop.run_until_complete(echo(protocol, url))
+    loop.close()
+    assert asyncio.run(echo(protocol, url)) == "x"
+    assert repr(protocol) == "<WebSocketCommunicationProtocol unused>"
+    assert protocol.statistics().calls == 2
+    asyncio.run(protocol.close())
+    del loop
+    gc.collect()
+
+
 def test_several_threads_at_once_use_one_object(new_loop: Any, url: str) -> None:
     protocol = WebSocketCommunicationProtocol()
     seen: list[int] = []
@@ -289,7 +309,7 @@ def test_close_ends_the_calls_of_all_event_loops_and_waits_for_them(new_loop: An
 
     async def call(url: str) -> None:
         calling = asyncio.ensure_future(protocol.call_tool(None, "manual.t", {}, template(url, message="x")))
-        while "1 open" not in repr(protocol):
+        while (runtime := protocol._home.runtime_here()) is None or "1 open" not in repr(runtime.pool):
             await asyncio.sleep(0.001)
         await asyncio.to_thread(waiting.wait)
         with pytest.raises(WebSocketClosedError):
@@ -303,7 +323,6 @@ def test_close_ends_the_calls_of_all_event_loops_and_waits_for_them(new_loop: An
             await protocol.close()
         statistics = protocol.statistics()
         assert (statistics.idle, statistics.active, statistics.closing) == (0, 0, 0)
-        assert statistics.errors == {"WebSocketClosedError": 3}
 
     with start_blocking_portal("trio") as portal, ThreadPoolExecutor(4) as threads:
         future, url = portal.start_task(serve)
@@ -311,6 +330,8 @@ def test_close_ends_the_calls_of_all_event_loops_and_waits_for_them(new_loop: An
         threads.submit(run, new_loop, close()).result(60)
         for outcome in calls:
             outcome.result(60)
+        # Also those that were told after their event loop's connections had ended.
+        assert protocol.statistics().errors == {"WebSocketClosedError": 3}
         future.cancel()
 
 

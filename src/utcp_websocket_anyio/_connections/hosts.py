@@ -48,6 +48,7 @@ import anyio
 import sniffio
 from anyio.abc import TaskGroup
 
+from ..errors import WebSocketError
 from .pool import Pool
 from .statistics import Counters, Statistics, total
 from .task_groups import single_error_task_group
@@ -74,13 +75,21 @@ class Runtime:
     It is made in that event loop.
     """
 
-    __slots__ = ("_loop", "_thread", "counters", "pool")
+    __slots__ = ("_loop", "_thread", "counters", "late", "pool")
 
     def __init__(self, pool: Pool, counters: Counters) -> None:
         self.pool = pool
         self.counters = counters
+        # Where to count what comes after the host's figures were added to those of others that have ended.
+        self.late: Callable[[Statistics], None] | None = None
         self._thread = threading.get_ident()
         self._loop = asyncio.get_running_loop() if sniffio.current_async_library() == "asyncio" else None
+
+    def failed(self, error: WebSocketError) -> None:
+        """Count a call that failed."""
+        self.counters.failed(error)
+        if self.late is not None:
+            self.late(Statistics(errors={type(error).__name__: 1}))
 
     def is_here(self) -> bool:
         """True in the event loop that it was made in."""
@@ -355,23 +364,32 @@ class Hosts:
             host = self._hosts[loop] = _Host(loop, self._open_runtime, self._host_ended)
             others = [other for other in self._hosts.values() if other is not host]
         _register(host)
-        stopped = [other for other in others if not other.loop.is_running()]
-        for other in stopped[:-_MAX_STOPPED]:
+        stopped = [other for other in others if not other.loop.is_running() and not other.loop.is_closed()]
+        # A closed loop that has a host is one whose `close` could not be replaced.
+        closed = [other for other in others if other.loop.is_closed()]
+        for other in closed + stopped[:-_MAX_STOPPED]:
             self._forget(other)
         return host
 
     def _forget(self, host: _Host) -> None:
-        """End the host of a stopped event loop, which was probably dropped."""
+        """End the host of an event loop that was closed, or stopped and probably dropped."""
         _run_until_ended([host])
         if not host.is_over:
+            _unregister(host)
             self._host_ended(host)
 
     def _host_ended(self, host: _Host) -> None:
         with self._lock:
-            if self._hosts.get(host.loop) is host:
-                del self._hosts[host.loop]
-                if host.runtime is not None:
-                    self._ended = total([self._ended, host.runtime.pool.statistics()])
+            if self._hosts.get(host.loop) is not host:
+                return
+            del self._hosts[host.loop]
+            if host.runtime is not None:
+                self._ended = total([self._ended, host.runtime.pool.statistics()])
+                host.runtime.late = self._count_late
+
+    def _count_late(self, figures: Statistics) -> None:
+        with self._lock:
+            self._ended = total([self._ended, figures])
 
     async def deregister(self, manual: str) -> None:
         """Close the connections of a manual in all event loops, and wait for those of this one."""
