@@ -10,7 +10,7 @@ import pytest
 from support.engines import Opener, anyio_backend, connect, engine
 from support.peers import CLOSE, CONTINUATION, PING, PONG, TEXT, Peer, frame, peer
 
-from utcp_websocket_anyio._wire import Interrupted, Wire, _core
+from utcp_websocket_anyio._wire import Interrupted, Wire, _core, _engine
 from utcp_websocket_anyio.errors import WebSocketClosedError, WebSocketError, WebSocketProtocolError
 
 __all__ = ["anyio_backend", "connect", "engine"]
@@ -51,6 +51,26 @@ async def test_a_flood_of_empty_frames_leaves_other_tasks_their_turns(connect: O
                 task_group.cancel_scope.cancel()
             assert turns[0] >= MANY // _core._BUDGET // 2
             await wire.close()
+
+
+async def test_who_sends_and_sends_leaves_other_tasks_their_turns(connect: Opener) -> None:
+    count = 20 * _engine.SENDS_PER_TURN
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await anyio.sleep_forever()
+
+    with anyio.fail_after(30):
+        async with peer(script) as url:
+            wire = await connect(url)
+            turns = [0]
+            async with anyio.create_task_group() as task_group:
+                task_group.start_soon(count_turns, turns)
+                for _ in range(count):
+                    await wire.send("x")
+                task_group.cancel_scope.cancel()
+            assert turns[0] >= 10
+            wire.abort()
 
 
 @pytest.mark.parametrize("opcode", [PING, PONG])

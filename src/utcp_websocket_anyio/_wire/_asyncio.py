@@ -30,7 +30,7 @@ import anyio
 
 from .._net.transport import Opened, connection_failure
 from ..errors import WebSocketError
-from ._engine import EngineWire, abandon, connect
+from ._engine import SENDS_PER_TURN, EngineWire, abandon, connect
 from ._handshake import REASON_TIME
 from ._interface import CLOSING_TIME, Interrupted, Target, Wire
 
@@ -247,6 +247,9 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
         while (writable := self._writable) is not None and self._interrupts == interrupts:
             self._check_open()
             await asyncio.shield(writable)
+        self._sends += 1
+        if not self._sends % SENDS_PER_TURN:
+            await asyncio.sleep(0)
 
     async def receive(self) -> str | bytes:
         if self._arrival is not None:

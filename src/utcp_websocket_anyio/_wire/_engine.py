@@ -15,7 +15,10 @@ from ._core import ProtocolCore
 from ._interface import Target, Wire
 from ._tls import TLSLayer
 
-__all__ = ["EngineWire", "abandon", "connect"]
+__all__ = ["SENDS_PER_TURN", "EngineWire", "abandon", "connect"]
+
+SENDS_PER_TURN: Final = 64
+"""After so many messages a sender lets other tasks have their turn, even if there was always room."""
 
 _TURNS_AFTER_LOSS: Final = 32
 """How many turns' work is done at once when a write has failed: the peer's last word may be behind so much."""
@@ -63,6 +66,7 @@ class EngineWire(Wire):
             session = sessions.pop()
             self._layer = TLSLayer(self._layer, session, shared_buffers.of_layer(len(sessions)))
         self._bytes_read = 0
+        self._sends = 0
         self._interrupts = 0  # how often `interrupt` was called: who waits compares it with what it was before
 
     def has_unread_data(self) -> bool:

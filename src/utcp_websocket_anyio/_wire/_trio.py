@@ -28,7 +28,7 @@ import trio
 
 from .._net.transport import Opened, connection_failure
 from ..errors import WebSocketError
-from ._engine import EngineWire, abandon, connect
+from ._engine import SENDS_PER_TURN, EngineWire, abandon, connect
 from ._handshake import REASON_TIME
 from ._interface import CLOSING_TIME, Interrupted, Target, Wire
 
@@ -274,6 +274,9 @@ class TrioWire(EngineWire):
             self._sending.release()
             if self._layer.has_output:
                 self._send_output_nowait()
+        self._sends += 1
+        if not self._sends % SENDS_PER_TURN:
+            await trio.lowlevel.checkpoint()
 
     async def receive(self) -> str | bytes:
         if self._is_receiving:
