@@ -19,6 +19,8 @@ import pytest
 from support.peers import Peer
 from support.terminal import BACKENDS, COMMAND, done, endpoint, failed, manual, written, ws
 
+from utcp_websocket_anyio.cli.typed import Pipe, Silence, open_lines
+
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -324,6 +326,20 @@ def test_a_terminal_has_a_prompt_that_remembers(backend: str) -> None:
         screen.type("\x04")
         assert screen.process.wait(timeout=20) == 0
         assert screen.echoes_what_is_typed()
+
+
+@needs_terminal
+def test_a_job_in_the_background_does_not_ask_the_terminal(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb"), os.fdopen(theirs, "r") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp() + 1)
+        assert isinstance(open_lines(prompt=True), Silence)
+        monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp())
+        # Its output goes elsewhere, so there is no prompt.
+        assert isinstance(open_lines(prompt=True), Pipe)
 
 
 @needs_terminal

@@ -19,10 +19,12 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Generic, Protocol, TypeVar
 
+import anyio
+
 from .._net.wakeup import Wakeup
 from .output import console
 
-__all__ = ["Chunks", "Lines", "Pipe", "Prompt", "open_lines"]
+__all__ = ["Chunks", "Lines", "Pipe", "Prompt", "Silence", "open_lines"]
 
 Item = TypeVar("Item")
 
@@ -54,9 +56,38 @@ def open_lines(*, prompt: bool) -> Lines:
     Args:
         prompt: False if it is not to be talked to.
     """
-    if prompt and sys.stdin.isatty() and sys.stdout.isatty():
-        return Prompt()
-    return Pipe()
+    if not sys.stdin.isatty():
+        return Pipe()
+    if _is_in_background():
+        return Silence()
+    return Prompt() if prompt and sys.stdout.isatty() else Pipe()
+
+
+def _is_in_background() -> bool:
+    """True if reading from the terminal would stop the process: another one has it."""
+    try:
+        return os.getpgrp() != os.tcgetpgrp(sys.stdin.fileno())
+    except (AttributeError, OSError, ValueError):
+        # Windows has no such thing.
+        return False
+
+
+class Silence:
+    """No lines, for as long as it takes."""
+
+    ends_session = False
+
+    async def next(self) -> str | None:
+        """Wait for ever."""
+        await anyio.sleep_forever()
+        return None
+
+    @contextmanager
+    def above(self) -> Iterator[None]:
+        yield
+
+    def close(self) -> None:
+        """There is nothing to close."""
 
 
 class _Reader(Generic[Item]):
