@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 import logging
@@ -21,6 +22,7 @@ import pytest
 import trio
 import trustme
 from pydantic import BaseModel, Field
+from support.backends import BACKENDS
 from support.tool_server import UPGRADE, Thread, discovered, entered, port_of, said
 from trio_websocket import CloseReason, ConnectionClosed
 from utcp.data.call_template import CallTemplate
@@ -415,6 +417,24 @@ async def test_a_result_that_json_cannot_hold_is_an_error(thread: Thread, result
         templates = await discovered(protocol, url)
         with pytest.raises(WebSocketToolError):
             await protocol.call_tool(None, "manual.speak", {}, templates["speak"])
+
+
+@pytest.mark.parametrize("anyio_backend", [one for one in BACKENDS if one.id != "trio"])
+async def test_a_tool_that_waits_for_something_that_is_cancelled_fails_as_any_other(thread: Thread) -> None:
+    server = ToolServer("waiting")
+
+    @server.tool
+    async def wait_for_another() -> None:
+        other = asyncio.create_task(asyncio.sleep(60))
+        asyncio.get_running_loop().call_soon(other.cancel)
+        await other
+
+    url = await thread.serve(server)
+    async with entered() as protocol:
+        templates = await discovered(protocol, url)
+        with pytest.raises(WebSocketToolError) as caught:
+            await protocol.call_tool(None, "manual.wait_for_another", {}, templates["wait_for_another"])
+        assert caught.value.response["error"] == "CancelledError: what the tool waited for was cancelled"
 
 
 class UnprintableError(Exception):

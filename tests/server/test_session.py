@@ -93,7 +93,12 @@ async def session(*functions: Callable[..., Any], **limits: Any) -> AsyncIterato
         for function in functions
     }
     service = Service(
-        name="test", tools=tools, workers=Workers(lambda call: call()), open_tasks=anyio.create_task_group, **options
+        name="test",
+        tools=tools,
+        workers=Workers(lambda call: call()),
+        open_tasks=anyio.create_task_group,
+        is_cancelled=lambda: True,
+        **options,
     )
     with anyio.fail_after(10_000):
         async with anyio.create_task_group() as tasks:

@@ -26,7 +26,7 @@ from websockets.server import ServerProtocol
 
 from .transport import CLOSING_TIME, HANDSHAKE_TIME, Carrier, Disconnected, Handshake, Tasks
 
-__all__ = ["loop_caller", "open_tasks", "serve_connections"]
+__all__ = ["is_cancelled", "loop_caller", "open_tasks", "serve_connections"]
 
 _log = logging.getLogger(__name__)
 # `websockets` logs requests, which hold the token.
@@ -50,6 +50,12 @@ async def serve_connections(sockets: Sequence[socket], carrier: Carrier) -> None
 def open_tasks() -> AbstractAsyncContextManager[Tasks]:
     """See `transport`."""
     return anyio.create_task_group()
+
+
+def is_cancelled() -> bool:
+    """See `transport`."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def loop_caller() -> Callable[[Callable[[], object]], object]:

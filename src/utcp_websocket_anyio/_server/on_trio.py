@@ -27,7 +27,7 @@ from .transport import (
     Tasks,
 )
 
-__all__ = ["loop_caller", "open_tasks", "serve_connections"]
+__all__ = ["is_cancelled", "loop_caller", "open_tasks", "serve_connections"]
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +58,11 @@ async def serve_connections(sockets: Sequence[socket], carrier: Carrier) -> None
 def open_tasks() -> AbstractAsyncContextManager[Tasks]:
     """See `transport`."""
     return trio.open_nursery()
+
+
+def is_cancelled() -> bool:
+    """See `transport`."""
+    return True
 
 
 def loop_caller() -> Callable[[Callable[[], object]], object]:

@@ -219,7 +219,9 @@ class ToolServer:
             if not self._admission.has_token and not all(map(is_loopback, self._addresses)):
                 _log.warning("server %s has no token, and can be called by %s", self.name, self.audience)
             self._url = f"{self._scheme}://{_shown(host)}:{sockets[0].getsockname()[1]}"
-            service = self._service(workers=Workers(seam.loop_caller()), open_tasks=seam.open_tasks)
+            service = self._service(
+                workers=Workers(seam.loop_caller()), open_tasks=seam.open_tasks, is_cancelled=seam.is_cancelled
+            )
             carrier = Carrier(
                 ssl_context=self._ssl_context,
                 max_message_size=self._max_message_size,

@@ -46,6 +46,7 @@ class Service:
     tools: Mapping[str, Tool]
     workers: Workers
     open_tasks: Callable[[], AbstractAsyncContextManager[Tasks]]
+    is_cancelled: Callable[[], bool]
     max_calls: int
     max_bytes: int
     ping_interval: float | None
@@ -139,6 +140,10 @@ class Session:
                 await self._send_result(request_id, result)
         except Disconnected:
             raise
+        except anyio.get_cancelled_exc_class():
+            if self._service.is_cancelled():
+                raise
+            await self._send_error(request_id, "CancelledError: what the tool waited for was cancelled")
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a tool may be a program's main function, and exit
             _log.exception("tool %s of server %s failed", tool.name, self._service.name)
             await self._send_error(request_id, _told(error))

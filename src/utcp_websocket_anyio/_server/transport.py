@@ -7,6 +7,7 @@ over trio-websocket and `on_asyncio` over `websockets`, which only carry message
     async def serve_connections(sockets, carrier: Carrier) -> None
     def open_tasks() -> AbstractAsyncContextManager[Tasks]
     def loop_caller() -> Callable[[Callable[[], object]], object]
+    def is_cancelled() -> bool
 
 `serve_connections` accepts clients until it is cancelled. For each, it completes the handshake if `admit` has no
 objection, and runs `handle` with the connection; whatever happens there ends that connection only. When it is
@@ -16,6 +17,9 @@ cancelled it cancels every `handle`, and ends within a few seconds whatever the 
 scope, which costs a small call a quarter more.
 
 `loop_caller`, called in the event loop, gives a function with which a thread has something called there.
+
+`is_cancelled` tells, of a cancellation that has been caught, whether it is one of this task. On asyncio it may be that
+of something that the task waited for.
 """
 
 from __future__ import annotations
