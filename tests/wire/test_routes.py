@@ -241,6 +241,29 @@ async def test_a_request_of_a_step_leads_nowhere_else_either(tls: ssl.SSLContext
         assert not local.connected.is_set()
 
 
+async def test_a_remote_server_cannot_move_a_stream_to_the_users_own_hosts(tls: ssl.SSLContext, ca_file: str) -> None:
+    configure(NetworkSettings())
+
+    async def move(connection: Peer) -> None:
+        await connection.handshake()
+        await connection.receive()
+        await connection.send({"move": spied})
+        await connection.send("one")
+        await connection.reset()
+
+    async with echo_server() as spied, peer(move, tls=tls) as url:
+        answer = {"url": f"wss://{NAME}/"}
+        async with telling(answer, tls, ca_file) as (api, proxy, settings), entered(settings) as protocol:
+            proxy.hosts[NAME] = port_of(url)
+            moved = {"match": {"move": {"$any": True}}, "capture": {"url": {"path": "move"}}, "deliver": False}
+            called = opened_by(api).model_copy(update={"on_message": [moved], "resume": {"prepare": [], "attempts": 1}})
+            received = []
+            with pytest.raises(WebSocketSecurityError, match=r"a remote server .* names a loopback address"):
+                async for item in protocol.call_tool_streaming(None, "m.t", {"text": "go"}, called):
+                    received.append(item)
+    assert received == ["one"]
+
+
 async def test_the_users_own_server_may_lead_to_loopback(tls: ssl.SSLContext, ca_file: str) -> None:
     async with echo_server() as url:
 

@@ -36,7 +36,7 @@ import anyio.lowlevel
 
 from .._connections.bulkhead import internal_error, log_internal_error
 from .._connections.connector import backoff
-from .._connections.steps import WaitNote
+from .._connections.steps import Captures, WaitNote
 from .._templates.encoders import text_of
 from .._templates.received import Message, ResponseError
 from .._wire import Interrupted
@@ -655,7 +655,7 @@ class Exchange:
 
     async def _keep_resuming(self, resume: Resume, old: Leg, error: WebSocketError | None) -> None:
         lost_at = self._pool.clock()
-        carried = {} if resume.drops_captures else dict(old.connection.captured)
+        carried = {} if resume.drops_captures else Captures(old.connection.captured)
         if resume.drops_captures:
             self._captured = {}
         failed = error is not None

@@ -27,7 +27,7 @@ from ..errors import (
 from .connection import Connection
 from .exclusive import ExclusiveConnection
 from .multiplexed import MultiplexedConnection
-from .steps import Moment, StepFailed, WaitNote, login_error, run_steps
+from .steps import Captures, Moment, StepFailed, WaitNote, login_error, run_steps
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -161,7 +161,7 @@ class _Attempt:
         self.note = note
         self._connector = connector
         self._tasks = tasks
-        self._captured: dict[str, Any] = dict(carried or {})
+        self._captured = Captures(carried or {})
         self._requested: list[str] = []
         self._call = context.for_step(0, captured=self._captured)
         # The connection's moments have a uuid of their own; URL and headers have the call's.
@@ -202,8 +202,10 @@ class _Attempt:
         handshake = self.plan.handshake(self._call)
         if self.plan.url.origin is None:
             # What a remote server answered is no better than what its manual may say.
-            for source in self._requested:
+            for source in (*self._captured.sources, *self._requested):
                 check_captured_url(handshake.url, source, "url")
+        for url in (*self._requested, handshake.url):
+            self._captured.may_come_from(url)
         self.note.begin("the handshake")
         target = Target(
             url=add_query(handshake.url, credentials.query),

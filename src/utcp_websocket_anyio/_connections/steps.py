@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._net.http import Answer, request
-from .._net.security import check_captured_url, display_url
+from .._net.security import check_captured_url, display_url, origin_of
 from .._templates.placeholders import MissingCaptureError
 from .._templates.received import Message, ResponseError
 from ..errors import WebSocketAuthError, WebSocketClosedError, WebSocketConnectionError, WebSocketError
@@ -106,6 +106,28 @@ class Send(Protocol):
 
     def __call__(self, data: str | bytes) -> Awaitable[object]:
         """Send it, or queue it."""
+
+
+_MAX_SOURCES = 8
+
+
+class Captures(dict[str, Any]):
+    """What a connection has captured, and the servers that it may come from.
+
+    Attributes:
+        sources: Their URLs, without path and query; the last ones.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.sources: list[str] = list(values.sources) if isinstance(values, Captures) else []
+
+    def may_come_from(self, url: str) -> None:
+        """Note a server that was talked to."""
+        source = origin_of(url)
+        if source not in self.sources:
+            self.sources.append(source)
+            del self.sources[:-_MAX_SOURCES]
 
 
 @dataclass
@@ -225,7 +247,7 @@ async def _request(step: Step, context: RenderContext, moment: Moment) -> None:
     if step.http.url.origin is None:
         for source in moment.requested:
             check_captured_url(made.url, source, step.http.url.where)
-    moment.requested.append(made.url)
+    moment.requested.append(origin_of(made.url))
     if moment.trace is not None:
         body = (made.content or b"").decode(errors="backslashreplace")
         moment.trace("sent", f"{made.method} {display_url(made.url)} {body}".rstrip(), step_name(step))

@@ -43,6 +43,7 @@ __all__ = [
     "is_reserved_header",
     "is_text",
     "names_own_network",
+    "origin_of",
     "split_address",
 ]
 
@@ -238,6 +239,11 @@ def check_captured_url(url: str, source: str, where: str) -> None:
         raise WebSocketSecurityError(
             f"{where}: a remote server ({display_url(source)}) names a {named} address", endpoint=display_url(url)
         )
+
+
+def origin_of(url: str) -> str:
+    """A URL without path and query, as it may be shown."""
+    return "/".join(display_url(url).split("/", 3)[:3])
 
 
 def is_text(value: str) -> bool:
