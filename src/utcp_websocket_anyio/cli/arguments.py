@@ -127,7 +127,7 @@ def _json(name: str, text: str) -> Any:
 
 
 def _content(name: str, where: str, types: tuple[str, ...], *, as_bytes: bool) -> Any:
-    """The content of a file: bytes where these are sent or it is no text, text for a string, otherwise JSON."""
+    """The content of a file: bytes if these are sent or it is not text, text for a string, otherwise JSON."""
     try:
         data = read_bytes(where)
     except OSError as error:

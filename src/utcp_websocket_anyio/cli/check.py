@@ -42,9 +42,9 @@ class _Finding:
 
     Attributes:
         words: Its fields and what they mean.
-        warnings: What is valid but likely a mistake.
-        notes: What would be better, or has still to be given.
-        sends: What a call sends and when; empty unless a tool is named.
+        warnings: Valid, but likely a mistake.
+        notes: Suggestions, and values that are still missing.
+        sends: The messages of a call, each with its moment; empty unless a tool is named.
     """
 
     name: str
@@ -95,7 +95,7 @@ def check(target: str, tool_name: str | None, pairs: Pairs, *, strict: bool, acc
 
 
 def _findings(source: Source, access: Access, tool_name: str | None, pairs: Pairs) -> Iterator[_Finding]:
-    """What there is to say of a manual: of itself, and of its tools."""
+    """The findings about a manual: about itself, and about its tools."""
     warnings = list(lint_manual(source.template))
     if not source.is_websocket:
         if tool_name is None:
@@ -204,7 +204,7 @@ def _step_sends(step: Step, context: RenderContext) -> Iterator[str | bytes]:
 
 
 def _items(each: SendEach, context: RenderContext) -> list[Any]:
-    """What is sent one by one, as far as it is known before it is sent."""
+    """The items that are sent one by one, as far as they are known beforehand."""
     value = each.of.render(context)
     size = each.chunk_size(context)
     if isinstance(value, str) and (size is not None or each.encoding is not None):

@@ -1,4 +1,4 @@
-"""What all commands have in common: examples in their help, ``-v`` anywhere, and one way out for every failure."""
+"""The base of all commands: examples in their help, ``-v`` anywhere, and one way out for every failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a shell offers for a word: files, the tools of the file at hand, and their arguments.
+"""Shell completion: files, the tools of the file at hand, and their arguments.
 
 Only files are read; nothing is connected to, and a file that cannot be read offers nothing.
 """

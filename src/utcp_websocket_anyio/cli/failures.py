@@ -1,4 +1,4 @@
-"""What a failure means to who typed the command: a line on stderr, and an exit code that scripts can use."""
+"""Failures as a user sees them: a line on stderr, and an exit code that scripts can use."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Failure(click.ClickException):
     """A failure to be shown.
 
     Args:
-        text: What is wrong, and what to do about it where that is known.
+        text: The reason, and what to do about it if that is known.
         kind: The name of the error behind it.
         details: Further fields of its JSON form.
     """
@@ -143,7 +143,7 @@ def as_plugin_failures(kind: str) -> Iterator[None]:
 
 
 def last_line(text: str) -> str:
-    """What a traceback in a text comes to; a text of one line itself."""
+    """The last line of a text, which is the essence of a traceback."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
@@ -151,7 +151,7 @@ def failure_of(error: Exception, *, hint: str = "") -> Failure:
     """The failure that an error is for a user.
 
     Args:
-        hint: What to do about it, added to its text.
+        hint: Added to its text: what to do about it.
     """
     code = next(code for kind, code in _CODES if isinstance(error, kind))
     details = {name: value for name in _DETAILS if (value := getattr(error, name, None))}

@@ -1,4 +1,4 @@
-"""What is valid in a manual and still likely a mistake.
+"""Likely mistakes in a manual that is valid.
 
 Everything here is pure and looks at the JSON form, as the author wrote it: what validation would drop (an unknown
 field) or never sees (a schema that no call has used yet) is just what an author wants to know.
@@ -111,7 +111,7 @@ def lint_arguments(template: Mapping[str, Any], inputs: Any) -> Iterator[str]:
 
 
 def suggestions(template: Mapping[str, Any]) -> Iterator[str]:
-    """What would make a call template better, but is no mistake."""
+    """Improvements to a call template that is not wrong."""
     asks = not template.get("listen_only") and template.get("request") != []
     open_ended = template.get("expected_responses") is None and not any(template.get(name) for name in _ENDS)
     if asks and open_ended and _names_the_call(template.get("message_filter")):

@@ -121,7 +121,7 @@ def listen(
 
 
 def _messages(texts: Pairs, hexes: Pairs, order: list[str]) -> list[str | bytes]:
-    """What is sent first, in the order in which it was given."""
+    """The messages that are sent first, in the order given."""
     kinds: dict[str, Iterator[str | bytes]] = {"text": map(_text, texts), "hex": map(_from_hex, hexes)}
     if sorted(order) != ["hex"] * len(hexes) + ["text"] * len(texts):
         # A value that looks like one of the options.
@@ -176,7 +176,7 @@ class _Listening:
 
     @property
     def arguments(self) -> dict[str, str | bytes]:
-        """What is sent first, as arguments, whose values are nowhere looked through for placeholders."""
+        """The messages that are sent first, as arguments: their values are never searched for placeholders."""
         return {f"{_TYPED}_{number}": message for number, message in enumerate(self.messages)}
 
 
@@ -235,7 +235,7 @@ async def _listen(
                 manual.client.call_tool_streaming(tool.name, {**arguments, **listening.arguments, _TYPED: typed})
             ) as responses:
                 async for _ in responses:
-                    # What they are has been shown when they came.
+                    # They were shown when they arrived.
                     pass
         except WebSocketClosedError as error:
             if not listening.traffic.is_full:
@@ -247,7 +247,7 @@ async def _listen(
 
 
 class _Typed:
-    """What is typed while the connection is open, as the items of a request."""
+    """The lines typed while the connection is open, as the items of a request."""
 
     def __init__(self, listening: _Listening, scope: anyio.CancelScope) -> None:
         self._lines = listening.lines

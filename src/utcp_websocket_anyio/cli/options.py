@@ -31,7 +31,7 @@ _AUTH_FORMS = "bearer:TOKEN, basic:USER:PASSWORD, key:HEADER=VALUE, a JSON objec
 
 @dataclass(frozen=True)
 class Access:
-    """What the command line adds to a manual, and how it is to be reached.
+    """The options of the command line that concern a manual, and the way to its endpoint.
 
     Attributes:
         headers: Handshake headers.

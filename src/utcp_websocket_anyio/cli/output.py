@@ -1,4 +1,4 @@
-"""What commands write: results on stdout, everything about them on stderr.
+"""Output of commands: results on stdout, everything about them on stderr.
 
 Most of it was written by others: the answers of an endpoint, the names and descriptions in its manual, its reasons for
 closing. On a terminal such text could clear the screen, change the title, write the clipboard (OSC 52) or forge lines
@@ -60,7 +60,7 @@ class _Console(Console):
 def console(*, err: bool = False) -> Console:
     """A console for stdout or stderr as they are now, which tests replace."""
     stream = sys.stderr if err else sys.stdout
-    # Where nobody looks at it, no line is broken.
+    # Lines are only broken for a reader at a terminal.
     return _Console(
         stderr=err, highlight=False, markup=False, emoji=False, width=None if stream.isatty() else _UNBROKEN
     )
@@ -92,8 +92,8 @@ def echo(
     """Write a text of others: escaped to a terminal, as it is into a pipe.
 
     Args:
-        style: What `paint` makes of it.
-        prefix: What is written before it, of our own and possibly painted.
+        style: Arguments of `paint`.
+        prefix: Text of our own to write before it, possibly painted.
     """
     if is_terminal(err=err):
         text = visible(text)

@@ -121,7 +121,7 @@ def manual_schema() -> dict[str, Any]:
 
 
 def _definitions() -> tuple[dict[str, Any], dict[str, Any]]:
-    """What all schemas refer to, and the schema of a call template."""
+    """The definitions that all schemas refer to, and the schema of a call template."""
     template = _plain(WebSocketCallTemplate.model_json_schema())
     definitions = template.pop("$defs", {})
     definitions.update(

@@ -1,4 +1,4 @@
-"""What a command is about: an endpoint's URL, or a file: call template, UTCP manual or client configuration."""
+"""The target of a command: an endpoint's URL, or a file (call template, UTCP manual, client configuration)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ DISCOVERY_TIME = 5.0
 # Of a longer name nobody asks what was meant.
 _MAX_NAME = 60
 
-# What may be meant as an address although it has no scheme: a host with a port or a path.
+# May be meant as an address although it has no scheme: a host with a port or a path.
 _ADDRESS = re.compile(r"(?P<host>localhost|\[[0-9a-fA-F:]+\]|[\w-]+(?:\.[\w-]+)*)(?P<port>:\d+)?(?P<path>[/?].*)?")
 _LOOPBACK = re.compile(r"localhost|127\.\d+\.\d+\.\d+|\[::1\]")
 # The parts of credentials that are no secrets, and are checked before there are values.
@@ -57,7 +57,7 @@ class Source:
     """A manual's call template in JSON form, and where it is from.
 
     Attributes:
-        target: What the user typed.
+        target: The text that the user typed.
         config: The rest of the client configuration that it was in.
     """
 
@@ -86,7 +86,7 @@ class Source:
         return {self.qualified(name): value for name, value in given.items()}
 
     def missing(self, error: UtcpVariableNotFound) -> Failure:
-        """What to say of a variable without a value: under which name to give it."""
+        """The failure of a variable without a value, with the names under which it can be given."""
         name: str = error.variable_name
         own = name.removeprefix(self.qualified(""))
         give = f", or give --var {own}=…" if own != name else ""
@@ -120,7 +120,7 @@ class Manual:
 
     @staticmethod
     def display_url(tool: Tool) -> str:
-        """Where a tool is, as it may be shown."""
+        """The endpoint of a tool, without query and user information."""
         return display_url(str(getattr(tool.tool_call_template, "url", "")))
 
     def short(self, tool: Tool) -> str:
@@ -149,7 +149,7 @@ def read_source(target: str) -> list[Source]:
     """The manuals that a target stands for: one, except for a configuration or a list with several.
 
     Raises:
-        Failure: It is none, or cannot be read.
+        Failure: It cannot be read, or is not a manual.
     """
     if is_url(target):
         template = {"name": "endpoint", "call_template_type": "websocket", "url": target}
@@ -195,7 +195,7 @@ def _read_json(target: str) -> Any:
 
 
 def _as_url(target: str) -> str:
-    """What to write for an address that was typed without its scheme, as the end of a sentence."""
+    """The end of a sentence about an address that was typed without its scheme: the URL that may be meant."""
     address = _ADDRESS.fullmatch(target)
     if address is None or target.endswith((".json", ".py")):
         return ""
@@ -360,7 +360,7 @@ def _source(content: Any, name: str, config: dict[str, Any], target: str) -> Sou
         raise Failure(f"{target}: a call template must be a JSON object")
     if "call_template_type" not in content and "url" not in content and isinstance(content.get("tools"), list):
         content = _around(content["tools"], target)
-    # What the client makes of a manual's name.
+    # The client changes a manual's name in the same way.
     name = re.sub(r"\W", "_", str(content.get("name") or name))
     return Source(name, {"call_template_type": "websocket", **content, "name": name}, config, target)
 

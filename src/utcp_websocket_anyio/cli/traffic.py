@@ -23,7 +23,7 @@ _MARKS: dict[Direction, tuple[str, str]] = {
 }
 _MARGIN = " " * len("00:00:00.000 < ")
 _SHOWN_BYTES = 64
-# What the connection itself was told: its steps, heartbeat and replies.
+# Meanings of messages for the connection itself: its steps, heartbeat and replies.
 _OF_CONNECTION = re.compile(r"(skipped by )?(step \d+ of (prepare|on_connect)|on_message|(answer to )?heartbeat)")
 _PLAIN = ("request", "response", "typed")
 
@@ -35,7 +35,7 @@ class Traffic:
         as_json: Each as a JSON object instead.
         err: To stderr, because the command's result is on stdout.
         meanings: Show what requests and responses were taken for; without, only what other messages were.
-        above: What every writing happens in.
+        above: A context manager that is entered for every writing.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Traffic:
         self.failure: OSError | None = None
         """Why nothing can be written any more."""
         self.renamed: dict[str, str] = {}
-        """What a meaning is called instead."""
+        """Other names for meanings."""
         self.on_first: Callable[[], object] | None = None
         """Called once, before anything is written."""
 
@@ -96,7 +96,7 @@ class Traffic:
         """Show a message.
 
         Args:
-            taken_for: What it was taken for.
+            taken_for: Its meaning.
         """
         if self._as_json:
             content: dict[str, Any] = {"text": data} if isinstance(data, str) else _bytes_as_json(data)
@@ -105,7 +105,7 @@ class Traffic:
             self._write(direction, data if isinstance(data, str) else bytes_in_words(data), taken_for)
 
     def remark(self, text: str, meaning: str | None = None) -> None:
-        """Show something that happened to the connection; it is no message, so on stderr."""
+        """Show an event of the connection. It is not a message, so it goes to stderr."""
         if not self._err:
             self._begin()
             with self._above():

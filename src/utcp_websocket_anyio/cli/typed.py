@@ -1,4 +1,4 @@
-"""What is typed while a command runs: lines of a pipe, or a prompt below the messages.
+"""Input while a command runs: lines of a pipe, or a prompt below the messages.
 
 Reading stdin blocks, and what blocks in a thread cannot be cancelled; so the thread is a daemon, which the process does
 not wait for. It reads the descriptor itself, because a thread that is left inside of `sys.stdin` keeps its lock. At a
@@ -34,7 +34,7 @@ _CHUNK = 65536
 
 
 class Lines(Protocol):
-    """Where lines come from."""
+    """A source of lines."""
 
     ends_session: bool
     """True if there is nothing left to do when they end: somebody typed Ctrl-D."""
@@ -161,11 +161,11 @@ class Chunks(_Reader[bytes]):
 
 
 def _stdin() -> Iterator[bytes]:
-    """What comes on stdin, when it comes."""
+    """The bytes of stdin as they arrive."""
     try:
         descriptor = sys.stdin.fileno()
     except (OSError, ValueError):
-        # stdin is no file, as in a test.
+        # stdin is not a file, as in a test.
         yield sys.stdin.buffer.read()
         return
     while data := os.read(descriptor, _CHUNK):
