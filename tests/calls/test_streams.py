@@ -14,6 +14,7 @@ from support.protocol import entered, template, until_idle
 from utcp_websocket_anyio import (
     WebSocketClosedError,
     WebSocketCommunicationProtocol,
+    WebSocketProtocolError,
     WebSocketTimeoutError,
 )
 
@@ -96,6 +97,62 @@ async def test_what_sends_nothing_and_keeps_no_connection_opens_one_unless_it_en
         nothing = template(url, listen_only=True, keep_alive=False, expected_responses=0, session="s")
         assert await protocol.call_tool(None, "manual.t", {}, nothing) is None
         assert opened == 2
+
+
+async def test_a_server_that_does_not_know_a_session_any_more_has_the_stream_begin_anew() -> None:
+    logins: list[str] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        logins.append(await peer.receive())
+        if logins[-1] == "resume s1":
+            await peer.send("unknown session")
+            await peer.until_gone()
+            return
+        await peer.send(f"s{len(logins)}")
+        await peer.send(f"item {len(logins)}")
+        if len(logins) == 1:
+            await peer.close(1012)
+        else:
+            await peer.send("end")
+
+    fields = {
+        "on_connect": [{"send": "login", "expect": "^s", "capture": {"id": {"regex": "(s.)"}}}],
+        "on_message": [{"match": "^unknown", "resume": {}}],
+        "resume": {"on_connect": [{"send": "resume {{captured.id}}", "expect": "^s"}]},
+    }
+    async with entered() as protocol, peer(script) as url:
+        listen = template(url, listen_only=True, message_filter="^item", end_filter="^end", **fields)
+        with anyio.fail_after(60):
+            stream = protocol.call_tool_streaming(None, "manual.t", {}, listen)
+            assert [item async for item in stream] == ["item 1", "item 3"]
+    assert logins == ["login", "resume s1", "login"]
+
+
+async def test_joined_text_is_decoded_as_a_whole_even_where_a_result_is_taken_of_it() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.receive()
+        snow = "snow ☃".encode()
+        for part in (snow[:-1], snow[-1:]):
+            await peer.send(b"\x01" + part)
+        await peer.send("end")
+        await peer.receive()
+        await peer.send(b"\x01\xff")
+        await peer.send("end")
+
+    async with entered() as protocol, peer(script) as url:
+        joined = template(
+            url,
+            expected_responses=-1,
+            end_filter="^end",
+            collect="join",
+            response_format="text",
+            result={"slice": [1, None]},
+        )
+        assert await protocol.call_tool(None, "manual.t", {}, joined) == "snow ☃"
+        with pytest.raises(WebSocketProtocolError, match="not text"):
+            await protocol.call_tool(None, "manual.t", {}, joined)
 
 
 @pytest.mark.parametrize("how", ["break", "aclose", "garbage", "exception", "cancellation"])

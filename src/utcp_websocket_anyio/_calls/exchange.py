@@ -35,6 +35,7 @@ import anyio
 import anyio.lowlevel
 
 from .._connections.bulkhead import internal_error, log_internal_error
+from .._connections.connection import MoveAskedError
 from .._connections.connector import backoff
 from .._connections.steps import Captures, WaitNote
 from .._templates.encoders import text_of
@@ -430,7 +431,8 @@ class Exchange:
         return responses
 
     def _joined(self, responses: list[Any]) -> Any:
-        if self._plan.response_format == "text" and self._plan.result is None:
+        # Declared as text, what is joined is decoded as a whole: a character may be split between two messages.
+        if self._plan.response_format == "text" and all(isinstance(part, str | bytes) for part in responses):
             data = b"".join(part.encode() if isinstance(part, str) else part for part in responses)
             try:
                 return data.decode()
@@ -675,6 +677,13 @@ class Exchange:
                 return
             except Interrupted:
                 return
+            except MoveAskedError as asked:
+                error, failed = asked, True
+                resume = (asked.change and asked.change.applied_to(self._plan.resume)) or resume
+                if resume.drops_captures:
+                    carried = {}
+                    self._captured = {}
+                continue
             except WebSocketError as failure:
                 error, failed = failure, True
                 if isinstance(failure, WebSocketClosedError) and resume.is_final(failure.code):

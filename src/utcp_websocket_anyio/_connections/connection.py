@@ -69,6 +69,14 @@ class User(Protocol):
         """The server asks for a new connection: a stream that can resume moves to one."""
 
 
+class MoveAskedError(WebSocketClosedError):
+    """The server asked for another connection before this one was ready; `change` says how to open it."""
+
+    def __init__(self, message: str, *, change: ResumeChange | None = None, endpoint: str | None = None) -> None:
+        super().__init__(message, endpoint=endpoint)
+        self.change = change
+
+
 class Channel(ABC):
     """An exchange's hold on its connection, the same for both kinds of connection."""
 
@@ -168,6 +176,7 @@ class Connection(ABC):
         self.may_get_stray_response = False
         self.keeps_messages = False
         self.ends_session = False
+        self._is_logging_in = False
         self.farewells: Counter[Hashable] = Counter()
         self.on_lost: Callable[[Connection], None] | None = None
         self.on_leaving: Callable[[Connection], None] | None = None
@@ -404,6 +413,11 @@ class Connection(ABC):
         if handler.lost:
             self.give_up(WebSocketClosedError(f"given up as {handler.where} says", endpoint=self.display_url))
             return
+        if handler.resume is not None and self._is_logging_in:
+            # Nobody uses it yet: whoever is waiting for it opens another one, in the way that this says.
+            reason = f"the endpoint asked for another connection ({handler.where}) before this one was ready"
+            self.fail(MoveAskedError(reason, change=handler.resume, endpoint=self.display_url))
+            return
         if handler.resume is not None:
             for user in list(self._users()):
                 user.move(handler.resume)
@@ -465,8 +479,10 @@ class Connection(ABC):
             WebSocketError: The connection was closed.
         """
         failure: WebSocketError
+        self._is_logging_in = True
         try:
             await run_steps(steps, self._own_moment(note))
+            self._is_logging_in = False
             return
         except StepFailed as error:
             failure = login_error(error, self.display_url)
