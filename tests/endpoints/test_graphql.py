@@ -6,7 +6,7 @@ from typing import Any
 import anyio
 import pytest
 
-from utcp_websocket_anyio import WebSocketClosedError, WebSocketToolError
+from utcp_websocket_anyio import WebSocketAuthError, WebSocketToolError
 
 from .servers.node import NodeServer, graphql
 from .tools import Tools, open_tools
@@ -93,9 +93,8 @@ async def test_an_invalid_document_and_a_failing_resolver_are_tool_errors(server
             assert await tools.call("query", query="{ nothing }") == {"nothing": None}
 
 
-async def test_a_refused_login_closes_the_connection_with_the_reason(server: NodeServer) -> None:
+async def test_a_refused_login_is_an_authentication_error_with_the_reason(server: NodeServer) -> None:
     with anyio.fail_after(20):
         async with tools_of(server, TOKEN="wrong") as tools:
-            with pytest.raises(WebSocketClosedError) as raised:
+            with pytest.raises(WebSocketAuthError, match="4403: Forbidden"):
                 await tools.call("query", query="{ nothing }")
-    assert (raised.value.code, raised.value.reason) == (4403, "Forbidden")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import base64
 from contextlib import aclosing
 from typing import Any
 
@@ -21,84 +20,75 @@ def server(start: Any) -> Mosquitto:
     return found
 
 
-def field(text: str) -> bytes:
-    return len(text.encode()).to_bytes(2, "big") + text.encode()
+TOPIC = "home/lamp/level"
 
 
-def packet(first: int, body: bytes) -> str:
-    """An MQTT packet of at most 127 bytes, in base64."""
-    return base64.b64encode(bytes([first, len(body)]) + body).decode()
-
-
-def connect(user: str, password: str, *, will: str | None = None) -> str:
-    flags, last_words = (0xC2, b"") if will is None else (0xC6, field("home/lamp/level") + field(will))
-    return packet(
-        0x10, field("MQTT") + bytes([4, flags, 0, 0]) + field("") + last_words + field(user) + field(password)
-    )
-
-
-def tools_of(server: Mosquitto, login: str | None = None) -> Any:
-    login = login or connect(server.user, server.password)
-    return open_tools("mosquitto", {"PORT": server.port, "CONNECT": login})
+def tools_of(server: Mosquitto, password: str | None = None) -> Any:
+    variables = {"PORT": server.port, "USER": server.user, "PASSWORD": password or server.password}
+    return open_tools("mosquitto", variables)
 
 
 async def test_a_message_is_acknowledged_and_kept(server: Mosquitto) -> None:
     with anyio.fail_after(20):
         async with tools_of(server) as tools:
-            assert await tools.call("set_level", level="042") == bytes.fromhex("40020001")
-            assert await tools.call("level") == "042"
-            assert await tools.call("set_level", level="100") == bytes.fromhex("40020001")
-            assert await tools.call("level") == "100"
+            assert await tools.call("set", topic=TOPIC, payload="42 %") == bytes.fromhex("40020001")
+            assert await tools.call("get", topic=TOPIC) == "42 %"
+            assert await tools.call("set", topic=TOPIC, payload="é ☃ {{uuid}}") == bytes.fromhex("40020001")
+            assert await tools.call("get", topic=TOPIC) == "é ☃ {{uuid}}"
 
 
 async def test_messages_are_streamed_as_they_are_published(server: Mosquitto) -> None:
-    levels = [f"{level:03}" for level in range(0, 100, 7)]
+    levels = [f"{level} %" for level in range(0, 100, 7)]
     with anyio.fail_after(20):
         async with tools_of(server) as tools:
-            await tools.call("set_level", level="050")
-            stream = tools.stream("watch_level")
+            await tools.call("set", topic=TOPIC, payload="50 %")
+            stream = tools.stream("watch", topic=TOPIC)
             async with aclosing(stream):
-                assert await anext(stream) == "050"
+                assert await anext(stream) == "50 %"
                 for level in levels:
-                    await tools.call("publish", packet=packet(0x30, field("home/lamp/level") + level.encode()))
+                    await tools.call("publish", topic=TOPIC, payload=level)
                     assert await anext(stream) == level
 
 
-async def test_pings_at_once_are_answered_on_connections_of_their_own(server: Mosquitto) -> None:
-    answers: list[bytes] = []
+async def test_leaving_a_topic_tells_the_broker_and_keeps_the_connection(server: Mosquitto) -> None:
+    with anyio.fail_after(20):
+        async with tools_of(server) as tools:
+            await tools.call("set", topic=TOPIC, payload="1")
+            before = server.said("New client connected")
+            for _ in range(10):
+                async with aclosing(tools.stream("watch", topic=TOPIC)) as stream:
+                    assert await anext(stream) == "1"
+                # Until the broker has acknowledged it, the next call has a connection of its own.
+                assert await tools.call("get", topic=TOPIC) == "1"
+        assert server.said("New client connected") <= before + 2
 
-    async def ping(tools: Tools) -> None:
-        answers.append(await tools.call("ping"))
 
+async def test_calls_at_once_are_answered_on_connections_of_their_own(server: Mosquitto) -> None:
+    answers: dict[str, str] = {}
+
+    async def set_and_get(tools: Tools, name: str) -> None:
+        await tools.call("set", topic=f"home/{name}", payload=name)
+        answers[name] = await tools.call("get", topic=f"home/{name}")
+
+    names = [f"{n:03}" for n in range(25)]
     with anyio.fail_after(20):
         async with tools_of(server) as tools, anyio.create_task_group() as group:
-            for _ in range(25):
-                group.start_soon(ping, tools)
-    assert answers == [bytes.fromhex("d000")] * 25
+            for name in names:
+                group.start_soon(set_and_get, tools, name)
+    assert answers == {name: name for name in names}
 
 
-async def test_a_farewell_keeps_the_broker_from_publishing_the_will(server: Mosquitto) -> None:
+async def test_a_client_says_farewell(server: Mosquitto) -> None:
     with anyio.fail_after(20):
-        async with tools_of(server) as tools, tools_of(server) as others:
-            await others.call("set_level", level="001")
-            stream = tools.stream("watch_level")
-            async with aclosing(stream):
-                assert await anext(stream) == "001"
-                async with tools_of(server, connect(server.user, server.password, will="off")) as leaving:
-                    await leaving.call("ping")
-                await others.call("set_level", level="002")
-                assert await anext(stream) == "002"
+        before = server.said(" disconnected.")
+        async with tools_of(server) as tools:
+            await tools.call("publish", topic=TOPIC, payload="0")
+        while server.said(" disconnected.") == before:
+            await anyio.sleep(0.01)
 
 
 async def test_a_refused_login_is_an_authentication_error(server: Mosquitto) -> None:
     with anyio.fail_after(20):
-        async with tools_of(server, connect(server.user, "wrong")) as tools:
+        async with tools_of(server, "wrong") as tools:
             with pytest.raises(WebSocketAuthError):
-                await tools.call("ping")
-
-
-async def test_a_packet_that_is_no_base64_is_refused_before_anything_is_sent(server: Mosquitto) -> None:
-    with anyio.fail_after(20):
-        async with tools_of(server) as tools:
-            with pytest.raises(ValueError, match="base64"):
-                await tools.call("publish", packet="no base64!")
+                await tools.call("publish", topic=TOPIC, payload="0")

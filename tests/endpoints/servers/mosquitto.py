@@ -22,12 +22,17 @@ class Mosquitto:
     port: int
     user: str
     password: str
+    log: Path
+
+    def said(self, text: str) -> int:
+        """How often the broker has logged something."""
+        return self.log.read_text(errors="replace").count(text)
 
 
 @contextmanager
 def mosquitto(installed: Path, folder: Path) -> Iterator[Mosquitto]:
     program = debian_program("mosquitto", "mosquitto")
-    server = Mosquitto(free_port(), "lamp", "a pass:word")
+    server = Mosquitto(free_port(), "lamp", "a pass:word", folder / "server.log")
     set_password = [debian_program("mosquitto_passwd", "mosquitto"), "-b", "-c", "passwords"]
     subprocess.run([*set_password, server.user, server.password], cwd=folder, check=True, capture_output=True)
     settings = [
