@@ -11,6 +11,7 @@ from typing import Any
 import hypothesis
 import pytest
 import sniffio
+import trustme
 from support.backends import BACKENDS
 from utcp.data.call_template import CallTemplateSerializer
 from utcp.interfaces.communication_protocol import CommunicationProtocol
@@ -77,6 +78,20 @@ def _nothing_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "anyio_backend" in request.fixturenames:
         gc.collect(1)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    """Whose certificates are trusted by who is told to."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The authority's certificate in a file."""
+    path = tmp_path_factory.mktemp("tls") / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return str(path)
 
 
 @pytest.fixture

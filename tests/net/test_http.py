@@ -17,6 +17,7 @@ import httpx
 import pytest
 import trustme
 from support.http_peer import Handler, HttpPeer, HttpServer, answering, serve_http, silent
+from support.peers import silent_server
 
 from utcp_websocket_anyio._net.http import Answer, request
 from utcp_websocket_anyio._net.transport import Network, connection_failure
@@ -383,11 +384,6 @@ async def test_a_name_that_cannot_be_resolved_is_said_so() -> None:
 
 
 @pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
 def server_context(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -431,29 +427,11 @@ async def test_a_plain_server_where_tls_is_due_is_a_lasting_error(trusting: ssl.
 
 
 async def test_a_request_cancelled_in_its_tls_handshake_closes_its_socket() -> None:
-    greeted, left = anyio.Event(), anyio.Event()
-
-    async def say_nothing(stream: anyio.abc.ByteStream) -> None:
-        async with stream:
-            await stream.receive()
-            greeted.set()
-            with pytest.raises(anyio.EndOfStream):
-                await stream.receive()
-            left.set()
-
-    with anyio.fail_after(10):
-        async with (
-            await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
-            anyio.create_task_group() as tasks,
-        ):
-            tasks.start_soon(listener.serve, say_nothing)
-            port = listener.extra(anyio.abc.SocketAttribute.local_port)
-            async with anyio.create_task_group() as requests:
-                requests.start_soon(get, f"https://127.0.0.1:{port}/")
-                await greeted.wait()
-                requests.cancel_scope.cancel()
-            await left.wait()
-            tasks.cancel_scope.cancel()
+    with anyio.fail_after(60):
+        async with silent_server() as server, anyio.create_task_group() as requests:
+            requests.start_soon(get, f"https://127.0.0.1:{server.port}/")
+            await server.asked.wait()
+            requests.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("headers", [None, [("Content-Length", "10")]], ids=["before the answer", "within the answer"])

@@ -12,6 +12,7 @@ import anyio
 import pytest
 import trustme
 from support.http_peer import answering, serve_http
+from support.peers import silent_server
 from support.proxy import observed_network, run_proxy
 
 from utcp_websocket_anyio import NetworkSettings, WebSocketConnectionError, configure
@@ -28,22 +29,10 @@ NAME = "tools.nowhere.invalid"
 
 
 @pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
 def server_tls(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(NAME, "127.0.0.1").configure_cert(context)
     return context
-
-
-@pytest.fixture(scope="module")
-def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("tls") / "ca.pem"
-    authority.cert_pem.write_to_path(str(path))
-    return str(path)
 
 
 @pytest.fixture(autouse=True)
@@ -185,29 +174,11 @@ async def test_errors_of_tls_say_with_whom(trusting: bool, server_tls: ssl.SSLCo
 
 
 async def test_a_request_cancelled_while_the_proxy_is_silent_closes_its_socket() -> None:
-    asked, left = anyio.Event(), anyio.Event()
-
-    async def say_nothing(stream: anyio.abc.ByteStream) -> None:
-        async with stream:
-            await stream.receive()
-            asked.set()
-            with pytest.raises(anyio.EndOfStream):
-                await stream.receive()
-            left.set()
-
-    with anyio.fail_after(30):
-        async with (
-            await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
-            anyio.create_task_group() as tasks,
-        ):
-            tasks.start_soon(listener.serve, say_nothing)
-            port = listener.extra(anyio.abc.SocketAttribute.local_port)
-            async with anyio.create_task_group() as requests:
-                requests.start_soon(get, f"https://{NAME}/", NetworkSettings(proxy=f"http://127.0.0.1:{port}"))
-                await asked.wait()
-                requests.cancel_scope.cancel()
-            await left.wait()
-            tasks.cancel_scope.cancel()
+    with anyio.fail_after(60):
+        async with silent_server() as proxy, anyio.create_task_group() as requests:
+            requests.start_soon(get, f"https://{NAME}/", NetworkSettings(proxy=f"http://127.0.0.1:{proxy.port}"))
+            await proxy.asked.wait()
+            requests.cancel_scope.cancel()
 
 
 async def test_the_credentials_for_the_proxy_go_to_the_proxy_only(server_tls: ssl.SSLContext, ca_file: str) -> None:

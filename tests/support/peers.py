@@ -215,6 +215,44 @@ async def peer(
             await served.aclose()
 
 
+class SilentServer:
+    """A server on loopback that reads what comes first, whatever the protocol, and answers nothing.
+
+    Attributes:
+        port: Its own.
+        asked: Set when something has come.
+        left: Set when the client has closed its connection since.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.asked = anyio.Event()
+        self.left = anyio.Event()
+
+    async def handle(self, stream: anyio.abc.ByteStream) -> None:
+        async with stream:
+            await stream.receive()
+            self.asked.set()
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+            self.left.set()
+
+
+@asynccontextmanager
+async def silent_server() -> AsyncIterator[SilentServer]:
+    """A server that leaves its client waiting. The client must have gone when the block ends."""
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as task_group,
+    ):
+        server = SilentServer(listener.extra(anyio.abc.SocketAttribute.local_port))
+        # The listener queues connections from the start.
+        task_group.start_soon(listener.serve, server.handle)  # noqa: ASYNC113
+        yield server
+        await server.left.wait()
+        task_group.cancel_scope.cancel()
+
+
 class _TrioStream(anyio.abc.ByteStream):
     """A stream of trio's, as anyio has its streams."""
 

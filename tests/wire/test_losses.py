@@ -21,11 +21,6 @@ __all__ = ["anyio_backend", "connect", "engine"]
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
 @pytest.fixture(params=["plain", "TLS"])
 def settings(request: pytest.FixtureRequest, authority: trustme.CA) -> dict[str, Any]:
     """What the server and the client need: `tls` for the one, `network` for the other."""

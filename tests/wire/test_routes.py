@@ -16,7 +16,7 @@ import anyio.abc
 import pytest
 import trustme
 from support.http_peer import HttpPeer, serve_http
-from support.peers import Peer, echo_server, peer
+from support.peers import Peer, echo_server, peer, silent_server
 from support.proxy import ProxyServer, observed_network, run_proxy
 
 from utcp_websocket_anyio import (
@@ -38,22 +38,10 @@ WAYS = [("http", "http"), ("https", "https"), ("socks5", "socks5h")]
 
 
 @pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
 def tls(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(NAME, "127.0.0.1").configure_cert(context)
     return context
-
-
-@pytest.fixture(scope="module")
-def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("tls") / "ca.pem"
-    authority.cert_pem.write_to_path(str(path))
-    return str(path)
 
 
 @pytest.fixture(autouse=True)
@@ -305,30 +293,15 @@ async def test_a_failure_behind_the_proxy_names_both(tls: ssl.SSLContext) -> Non
 
 
 async def test_a_cancelled_handshake_with_a_silent_proxy_leaves_nothing_open() -> None:
-    asked, left = anyio.Event(), anyio.Event()
-
-    async def say_nothing(stream: anyio.abc.ByteStream) -> None:
-        async with stream:
-            await stream.receive()
-            asked.set()
-            with pytest.raises(anyio.EndOfStream):
-                await stream.receive()
-            left.set()
-
     with anyio.fail_after(60):
         async with (
-            await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
-            anyio.create_task_group() as tasks,
+            silent_server() as proxy,
+            entered(NetworkSettings(proxy=f"socks5h://127.0.0.1:{proxy.port}")) as protocol,
+            anyio.create_task_group() as calls,
         ):
-            tasks.start_soon(listener.serve, say_nothing)
-            port = listener.extra(anyio.abc.SocketAttribute.local_port)
-            async with entered(NetworkSettings(proxy=f"socks5h://127.0.0.1:{port}")) as protocol:
-                async with anyio.create_task_group() as calls:
-                    calls.start_soon(call, protocol, template(f"wss://{NAME}/"))
-                    await asked.wait()
-                    calls.cancel_scope.cancel()
-                await left.wait()
-            tasks.cancel_scope.cancel()
+            calls.start_soon(call, protocol, template(f"wss://{NAME}/"))
+            await proxy.asked.wait()
+            calls.cancel_scope.cancel()
 
 
 async def test_the_environments_proxy_is_used_and_no_proxy_heeded(

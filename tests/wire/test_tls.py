@@ -39,11 +39,6 @@ def _chosen(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connector, "open_wire", engine[1])
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
 def serving(certificate: trustme.LeafCert) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
