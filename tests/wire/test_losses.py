@@ -52,7 +52,7 @@ async def test_a_large_message_that_is_refused_tells_what_the_peer_said(
         await peer.close(1009, "at most 1 MB")
         await hang_up(peer, how)
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with peer(script, tls=settings["tls"]) as url:
             for _ in range(5):
                 wire = await connect(url, network=settings["network"])
