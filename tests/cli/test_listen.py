@@ -312,7 +312,11 @@ def test_a_terminal_has_a_prompt_that_remembers(backend: str) -> None:
         while True:
             await peer.send(f"you said {await peer.receive_text()}")
 
-    with endpoint(script) as url, terminal("listen", url, "--backend", backend) as screen:
+    with endpoint(script) as url, terminal("listen", url, "--send", "first", "--backend", backend) as screen:
+        screen.wait_for("you said first")
+        screen.wait_for("> ")
+        screen.type("\x1b[A?\r")  # what the command line said
+        screen.wait_for("you said first?")
         screen.wait_for("> ")
         screen.type("hello\r")
         screen.wait_for("you said hello")
@@ -336,10 +340,10 @@ def test_a_job_in_the_background_does_not_ask_the_terminal(backend: str, monkeyp
     with os.fdopen(ours, "rb"), os.fdopen(theirs, "r") as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp() + 1)
-        assert isinstance(open_lines(prompt=True), Silence)
+        assert isinstance(open_lines(), Silence)
         monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp())
         # Its output goes elsewhere, so there is no prompt.
-        assert isinstance(open_lines(prompt=True), Pipe)
+        assert isinstance(open_lines(), Pipe)
 
 
 @needs_terminal

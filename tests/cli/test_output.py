@@ -95,6 +95,37 @@ def test_a_hostile_error_and_close_reason_are_harmless(backend: str, tmp_path: P
 
 
 @backends
+def test_hostile_messages_are_harmless_where_every_message_is_shown(backend: str, tmp_path: Path) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.send(HOSTILE + "\n00:00:00.000 > forged")
+        await peer.receive()
+        await peer.send(HOSTILE.encode())
+        await peer.close(1000, HOSTILE)
+
+    with endpoint(script) as url:
+        listened = ws("listen", url, "--send", "x", "--backend", backend, env=TERMINAL)
+        assert listened.exit_code == 0
+        assert_harmless(listened.stdout)
+        assert "\n00:00:00.000 > forged" not in listened.stdout
+        assert "> forged" in listened.stdout
+        file = written(tmp_path / "m.json", manual(url, expected_responses=1))
+        traced = ws("call", file, "tool", "--trace", "--backend", backend, env=TERMINAL)
+        assert_harmless(traced.stdout)
+        assert_harmless(traced.stderr)
+        assert "> forged" in traced.stderr
+
+
+@backends
+def test_nan_in_a_response_is_null_in_json(backend: str, tmp_path: Path) -> None:
+    with endpoint(says("[NaN, Infinity, 1]")) as url:
+        file = written(tmp_path / "m.json", manual(url, response_format="json"))
+        told = ws("call", file, "tool", "--json", "--backend", backend)
+    assert "NaN" not in told.stdout
+    assert told.exit_code in (0, 6)
+
+
+@backends
 def test_a_hostile_manual_is_listed_checked_and_logged_harmlessly(backend: str, tmp_path: Path) -> None:
     content = manual("ws://127.0.0.1:1/", inputs={HOSTILE: {"type": "string"}}, **{HOSTILE: 1})
     content["tools"][0] |= {"name": HOSTILE, "description": HOSTILE}

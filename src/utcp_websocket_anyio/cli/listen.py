@@ -101,7 +101,7 @@ def listen(
     replies. With a TOOL its call is made, too, and shown with what each message is taken for.
     """
     messages = _messages(texts, hexes, click.get_current_context().meta["utcp-ws.sent"])
-    lines = open_lines(prompt=True)
+    lines = open_lines([message for message in messages if isinstance(message, str)])
     traffic = Traffic(as_json=as_json, meanings=tool_name is not None, above=lines.above)
     listening = _Listening(protocol, messages, math.inf if seconds is None else seconds, count, traffic, lines)
     if tool_name is None:

@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Generic, Protocol, TypeVar
@@ -50,17 +50,17 @@ class Lines(Protocol):
         """Stop reading."""
 
 
-def open_lines(*, prompt: bool) -> Lines:
+def open_lines(sent: Sequence[str] = ()) -> Lines:
     """The lines of stdin: with a prompt if it and stdout are a terminal.
 
     Args:
-        prompt: False if it is not to be talked to.
+        sent: Lines that the prompt has in its history from the start.
     """
     if not sys.stdin.isatty():
         return Pipe()
     if _is_in_background():
         return Silence()
-    return Prompt() if prompt and sys.stdout.isatty() else Pipe()
+    return Prompt(sent) if sys.stdout.isatty() else Pipe()
 
 
 def _is_in_background() -> bool:
@@ -201,7 +201,7 @@ class Prompt(_Reader[str]):
 
     ends_session = True
 
-    def __init__(self) -> None:
+    def __init__(self, sent: Sequence[str] = ()) -> None:
         super().__init__()
         self._readline = _optional("readline")
         self._restore = _terminal_restorer()
@@ -209,9 +209,11 @@ class Prompt(_Reader[str]):
         self._taken = threading.Event()
         self._holds = False
         self._is_open = False
-        self._typed: list[str] = []
+        self._typed = [line for line in sent if "\n" not in line]
         if self._readline is not None:
             _prepare(self._readline, self._completed)
+            for line in self._typed:
+                self._readline.add_history(line)
             self._readline.set_pre_input_hook(self._opened)
 
     async def next(self) -> str | None:
