@@ -66,6 +66,18 @@ def test_a_room_imports_only_from_itself_and_the_rooms_below(module: tuple[str, 
     assert [dotted(other) for other in own if other[0] != module[0] and LEVEL[other[0]] >= level] == []
 
 
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    # A package's own `__init__` offers what is in it, and may be imported by what is in it for a type.
+    below = {
+        module: {other for other in imports(module)[0] if other[-1] != "__init__"}
+        for module in MODULES
+        if module[-1] != "__init__"
+    }
+    while free := {module for module, others in below.items() if not others & below.keys()}:
+        below = {module: others for module, others in below.items() if module not in free}
+    assert {dotted(module): sorted(map(dotted, others & below.keys())) for module, others in below.items()} == {}
+
+
 @pytest.mark.parametrize("module", sorted(MODULES), ids=dotted)
 def test_only_the_wire_knows_event_loops(module: tuple[str, ...]) -> None:
     _, others = imports(module)

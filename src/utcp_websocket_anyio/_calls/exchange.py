@@ -575,10 +575,15 @@ class Exchange:
         farewell = leg.finish(by_server=self._ended_by_server, in_full=in_full)
         is_good = in_full or (self.state is State.ENDED and self._ended_by_server)
         if farewell:
-            rest = leg.send_first(farewell)
-            leg.connection.start_task(self._part, leg, rest, is_good)
-        else:
-            self._hand_back(leg.connection, is_good=is_good)
+            try:
+                rest = leg.send_first(farewell)
+            except Exception as error:  # noqa: BLE001 - the bulkhead: the connection must not get lost
+                log_internal_error(_log, error, "beginning a farewell")
+                leg.abandon()
+            else:
+                leg.connection.start_task(self._part, leg, rest, is_good)
+                return
+        self._hand_back(leg.connection, is_good=is_good and not farewell)
 
     async def _part(self, leg: Leg, steps: tuple[Step, ...], is_good: bool) -> None:
         """Say the rest of a farewell in the background; an exclusive connection earns its reuse by an answer."""

@@ -491,6 +491,10 @@ class Leg:
         where = "on_end" if step is None else step_name(step)
         _log.info("%s: %s: %s", where, self._request.endpoint.display_url, reason)
 
+    def abandon(self) -> None:
+        """Let go without the farewell that `finish` asked for."""
+        self._leave()
+
     def _leave(self) -> None:
         if self._state is _State.LEFT:
             return

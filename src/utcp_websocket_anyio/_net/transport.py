@@ -18,6 +18,7 @@ not connect*, and behind it the same as without a proxy.
 
 from __future__ import annotations
 
+import errno
 import functools
 import http
 import logging
@@ -379,14 +380,18 @@ def connection_failure(
         else:
             continue
         return WebSocketConnectionError(f"{what}: {reason}", endpoint=endpoint)
-    reason = lost
+    reason, number = lost, None
     for cause in causes:
         if isinstance(cause, socket.gaierror):
             reason = "the host name cannot be resolved"
             break
         if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError) and (cause.errno or 0) > 0:
-            reason = os.strerror(cause.errno or 0)
-    return WebSocketConnectionError(f"{what}: {reason}", endpoint=endpoint, transient=True)
+            reason, number = os.strerror(cause.errno or 0), cause.errno
+    exhausted = number in (errno.EMFILE, errno.ENFILE)
+    failure = WebSocketConnectionError(f"{what}: {reason}", endpoint=endpoint, transient=not exhausted)
+    # The pool closes idle connections where file descriptors are exhausted; trying again by itself does not help.
+    failure.errno = number
+    return failure
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,0 +1,112 @@
+"""The bulkhead: an unexpected error ends its own call or connection, is logged once, and touches nobody else."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import Any
+
+import anyio
+import pytest
+from support.peers import Peer, peer
+from support.protocol import entered, template
+
+from utcp_websocket_anyio import WebSocketError
+from utcp_websocket_anyio._calls.exchange import Exchange
+from utcp_websocket_anyio._calls.leg import Leg
+from utcp_websocket_anyio._calls.responses import ResponseClassifier
+from utcp_websocket_anyio._connections.connection import Connection
+from utcp_websocket_anyio._connections.exclusive import ExclusiveConnection
+from utcp_websocket_anyio._connections.heartbeat import Beats
+from utcp_websocket_anyio._connections.multiplexed import Router
+from utcp_websocket_anyio._connections.outbox import Outbox
+
+pytestmark = pytest.mark.anyio
+
+FIELDS: dict[str, Any] = {
+    "message": {"id": "{{call_id}}"},
+    "message_filter": {"id": "{{call_id}}"},
+    "response_format": "json",
+    "response_timeout": 0.5,
+    "ping_interval": 0.05,
+    "heartbeat": {"send": {"beat": True}, "every": 0.02, "expect": {"beat": True}},
+    "on_message": [{"match": {"ping": True}, "reply": {"pong": True}}],
+    "on_end": [{"send": {"bye": "{{call_id}}"}, "when": "always"}],
+    "on_close": [{"send": {"closing": True}}],
+}
+
+PLACES: list[tuple[type, str]] = [
+    (ResponseClassifier, "classify"),
+    (ResponseClassifier, "value"),
+    (Leg, "accept"),
+    (Leg, "send_first"),
+    (Leg, "say_farewell"),
+    (Exchange, "expire"),
+    (Exchange, "accepted"),
+    (Connection, "_handle"),
+    (Connection, "_take_in_record"),
+    (Connection, "_do_as_told"),
+    (Connection, "_ping"),
+    (Connection, "_transmit"),
+    (Connection, "_say_farewell"),
+    (ExclusiveConnection, "_deliver"),
+    (Beats, "run"),
+    (Beats, "answered"),
+    (Router, "_candidates"),
+    (Outbox, "send_all"),
+]
+
+
+async def talkative(peer: Peer) -> None:
+    await peer.handshake()
+    while True:
+        request = await peer.receive_json()
+        if "id" in request:
+            await peer.send({"ping": True})
+            await peer.send(request)
+        elif "beat" in request:
+            await peer.send(request)
+
+
+@pytest.mark.parametrize("multiplex", [False, True], ids=["exclusive", "shared"])
+@pytest.mark.parametrize("error", [RecursionError, ValueError("secret")], ids=["recursion", "value"])
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: f"{place[0].__name__}.{place[1]}")
+async def test_an_unexpected_error_ends_nobody_else(
+    place: tuple[type, str],
+    error: Any,
+    multiplex: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kind, name = place
+    original = getattr(kind, name)
+    armed = False
+
+    def fails(self: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal armed
+        if armed and "victim" in getattr(getattr(self, "connection", self), "display_url", "victim"):
+            armed = False
+            raise error
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(kind, name, fails)
+    caplog.set_level(logging.ERROR)
+    async with entered(30) as protocol, peer(talkative) as url:
+        victim = template(url + "victim", multiplex=multiplex, **FIELDS)
+        other = template(url + "other", multiplex=multiplex, **FIELDS)
+        assert "id" in await protocol.call_tool(None, "m.t", {}, other)
+        assert "id" in await protocol.call_tool(None, "m.t", {}, victim)
+        armed = True
+        # Whatever becomes of this one, it is this package's error, and the others do not notice.
+        with suppress(WebSocketError):
+            await protocol.call_tool(None, "m.t", {}, victim)
+        for _ in range(5):
+            assert "id" in await protocol.call_tool(None, "m.t", {}, other)
+            await anyio.sleep(0.02)
+        armed = False
+        with suppress(WebSocketError):
+            await protocol.call_tool(None, "m.t", {}, victim)
+        assert "id" in await protocol.call_tool(None, "m.t", {}, victim)
+    internal = [record for record in caplog.records if "internal error" in record.getMessage()]
+    assert len(internal) <= 1
+    assert "secret" not in caplog.text.replace('ValueError("secret")', "")
