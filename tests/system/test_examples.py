@@ -54,6 +54,18 @@ def test_ctrl_c_leaves_the_agent_cleanly() -> None:
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_microphone_is_transcribed_while_it_is_spoken_into_and_switched_off_when_nobody_listens(backend: str) -> None:
+    printed = run("live_transcript.py", "--backend", backend)
+    one, other = printed.split("60 s are spoken")
+    assert [line for line in one.splitlines() if line.startswith("   this")]
+    assert "the speaker is done" in one
+    assert one.endswith("   nothing\n   That was all.\n")
+    assert "There is no more time." in other
+    assert "nobody listens" in other
+    assert other.endswith("Every connection is closed, and nothing is left running.\n")
+
+
 def test_the_library_function_is_tested_on_both_backends() -> None:
     printed = run("-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "no:xdist", "both_backends.py")
     assert "8 passed" in printed
