@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import time
 from typing import Any
 
 import jmespath.exceptions
@@ -26,7 +27,13 @@ __all__ = ["Selection", "compile_selection"]
 
 _MAX_LENGTH = 10_000
 _MAX_WORK = 1_000_000
-"""Values that one run of an expression may look at or make: some tenths of a second."""
+"""Values that one run of an expression may look at or make: what bounds its memory."""
+
+_MAX_SECONDS = 0.5
+"""Processor time of one run. A message of a megabyte takes a tenth of that."""
+
+_WORK_PER_LOOK = 500
+"""How much work is done from one look at the clock to the next."""
 
 _MARK = secrets.token_hex(16)
 _MARKED = re.compile(rf"{_MARK}:(\d+):")
@@ -209,13 +216,17 @@ class _Interpreter(jmespath.visitor.TreeInterpreter):  # type: ignore[misc]  # j
         super().__init__()
         self._values = values
         self._work = 0
+        self._next_look = _WORK_PER_LOOK
+        self._ends = time.thread_time() + _MAX_SECONDS
 
     def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
         found = super().visit(node, *args, **kwargs)
         # A list may double with each step of an expression.
         self._work += 1 + len(found) if isinstance(found, (list, str)) else 1
-        if self._work > _MAX_WORK:
-            raise _TooMuchWorkError
+        if self._work > self._next_look:
+            self._next_look = self._work + _WORK_PER_LOOK
+            if self._work > _MAX_WORK or time.thread_time() > self._ends:
+                raise _TooMuchWorkError
         return found
 
     def visit_placeholder(self, node: Any, _: Any) -> Any:
