@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
+from .._net.security import display_url
 from .._templates.messages import BoundMessage, MessageTemplate
 from .._templates.plan import Endpoint, Plan
 from .._templates.values import RenderContext, Template, render_number
@@ -59,7 +60,7 @@ def prepare(
     """
     missing = plan.missing_arguments(arguments, on_open_session=session is not None)
     if missing:
-        raise MissingArgumentError(missing)
+        raise MissingArgumentError(missing, endpoint=display_url(str(plan.url.source)))
     context = RenderContext(arguments, tool)
     plan.try_out(context)
     timeout = plan.response_timeout
