@@ -302,6 +302,7 @@ async def test_an_endpoint_whose_url_takes_arguments_cannot_be_asked() -> None:
         with pytest.raises(MissingArgumentError) as caught:
             await protocol.register_manual(None, template(url + "{{args.room}}"))
         assert caught.value.names == ("room",)
+        assert caught.value.endpoint == f"{url}{{{{args.room}}}}"
     assert not publisher.asked
 
 
