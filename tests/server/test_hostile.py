@@ -252,6 +252,30 @@ async def test_text_that_is_not_utf_8_closes_the_connection(thread: Thread) -> N
 # Time
 
 
+async def test_beyond_its_calls_a_client_gets_its_pongs_and_its_end_is_noticed(thread: Thread) -> None:
+    server = adding(max_calls=2, ping_interval=None)
+    cancelled = threading.Semaphore(0)
+
+    @server.tool
+    async def hold() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.release()
+
+    url = await thread.serve(server)
+
+    def stay() -> bytes:
+        with raw_client(url, call("hold") * 10 + frame(PING, b"are you there?")) as client:
+            return client.recv(100)
+
+    with anyio.fail_after(30):
+        assert await anyio.to_thread.run_sync(stay) == b"\x8a\x0eare you there?"
+        for _ in range(2):
+            assert await anyio.to_thread.run_sync(cancelled.acquire, True, 20)
+    assert not cancelled.acquire(blocking=False)  # the others were never begun
+
+
 async def test_a_client_that_answers_no_ping_is_dropped(thread: Thread) -> None:
     url = await thread.serve(adding(ping_interval=0.05, pong_timeout=0.05))
 

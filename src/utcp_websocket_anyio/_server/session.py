@@ -3,19 +3,23 @@
 One task reads, and starts a task for each request; these run at once and answer in any order, each answer with the
 `request_id` of its request. When the client goes, or the server ends, they are cancelled.
 
-What a client can make the server hold is bounded by a budget of its connection. It has room for `max_calls` requests,
-and for as many bytes as the longest message may have: those of the requests that are being answered, and of the answers
-that are waiting for the client to read. The next request is begun when there is room for it; until then the reading
-task waits, the connection's small buffers fill up, and the client is held up by TCP. A single request always has room.
+What a client can make the server hold is bounded by a budget of its connection:
 
-A third task sends pings. A client is dead if, after a ping, nothing at all moves for `pong_timeout`: no byte from it,
-and none to it. A long message on a slow line is no death, nor is silence while the server itself does not read.
+1. `max_calls` requests are answered at once. Those beyond wait, as they came, and are begun in their order. Meanwhile
+   the server reads on: a client that sends pings of its own must get its pongs, and one that goes must be noticed.
+2. Requests that are answered or wait, and answers that wait for the client to read, may together have as many bytes as
+   the longest message. A single request always has room. Ten times `max_calls` may wait.
+3. When that is used up, the server stops reading, its small buffers fill up, and the client is held up by TCP.
+
+A further task sends pings. A client is dead if, after a ping, nothing at all moves for `pong_timeout`: no byte from it,
+and none to it. A long message on a slow line is no death, nor is some silence while the server itself does not read.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass
@@ -36,6 +40,9 @@ _DISCOVERY_TYPES = ("utcp", "discover")
 # It is a part of every answer, so a long one would make much out of little.
 _LONGEST_ID = 1000
 _SHOWN = 100
+_WAITING_PER_CALL = 10
+# Times of `pong_timeout`. A client that is gone is not noticed while the server does not read.
+_LONGEST_EXCUSE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,48 +84,57 @@ class Session:
         self._service = service
         self._manual = manual
         self._budget = _Budget(service.max_calls, service.max_bytes)
+        self._tasks: Tasks
 
     async def run(self) -> None:
         """Serve the client until it goes. If cancelled, say goodbye to it first."""
         try:
-            async with self._service.open_tasks() as tasks:
+            async with self._service.open_tasks() as self._tasks:
                 if self._service.ping_interval is not None:
-                    tasks.start_soon(self._keep_alive, self._service.ping_interval)
+                    self._tasks.start_soon(self._keep_alive, self._service.ping_interval)
                 with suppress(Disconnected):
-                    await self._receive(tasks)
-                tasks.cancel_scope.cancel()
+                    await self._receive()
+                self._tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):  # bounded by the connection
                 await self._connection.close(GOING_AWAY, "going away")
 
-    async def _receive(self, tasks: Tasks) -> None:
+    async def _receive(self) -> None:
         while True:
             message = await self._connection.receive()
-            size = len(message)
-            await self._budget.wait_for_room(size)
-            try:
-                request = _read(message)
-            except _BadRequest as error:
-                # Here, not in a task of its own: who talks nonsense is served no faster than it reads.
-                await self._send_error(error.request_id, str(error))
-                continue
-            finally:
-                del message  # the request is what counts from now on
-            self._budget.take(size)
-            tasks.start_soon(self._answer, request, size)
+            await self._budget.wait_for_room(len(message))
+            self._budget.keep(message)
+            del message  # the budget has it
+            self._begin()
 
-    async def _answer(self, request: dict[str, Any], size: int) -> None:
+    def _begin(self) -> None:
+        """Begin the requests that there is room for."""
+        while (message := self._budget.take()) is not None:
+            self._tasks.start_soon(self._answer, [message], len(message))
+
+    async def _answer(self, held: list[str | bytes], size: int) -> None:
+        """Answer a request.
+
+        Args:
+            held: The message, and the only reference to it: it is not needed once it is parsed.
+        """
         try:
+            request = _read(held.pop())
             if request["type"] == "call_tool":
                 await self._call(request)
             else:
                 await self._send(json.dumps(self._manual()))
+        except _BadRequest as error:
+            with suppress(Disconnected):
+                await self._send_error(error.request_id, str(error))
         except Disconnected:
             pass
         except Exception:  # noqa: BLE001 - one request does not end the server
             _log.exception("a request to server %s failed", self._service.name)
         finally:
             self._budget.give_back(size)
+        # Not if it was cancelled: then the client has gone, and nothing more is begun for it.
+        self._begin()
 
     async def _call(self, request: dict[str, Any]) -> None:
         request_id: str = request["request_id"]
@@ -171,6 +187,7 @@ class Session:
             await self._connection.send(text)
         finally:
             self._budget.add_bytes(-len(text))
+        self._begin()
 
     async def _keep_alive(self, interval: float) -> None:
         is_open = True
@@ -185,8 +202,11 @@ class Session:
                 tasks.cancel_scope.cancel()
 
     async def _abort_if_dead(self) -> None:
-        seen = None
-        while (progress := self._connection.progress) != seen or self._budget.is_waited_for:
+        seen, silent = None, 0
+        while (progress := self._connection.progress) != seen or (
+            self._budget.is_waited_for and silent < _LONGEST_EXCUSE
+        ):
+            silent = silent + 1 if progress == seen else 0
             seen = progress
             await anyio.sleep(self._service.pong_timeout)
         _log.debug("a client of server %s does not answer pings", self._service.name)
@@ -194,40 +214,57 @@ class Session:
 
 
 class _Budget:
-    """What the requests of one connection may take up at once."""
+    """What the requests of one connection may take up at once, and those that wait."""
 
     def __init__(self, calls: int, size: int) -> None:
-        self._calls = calls
-        self._bytes = size
-        self._free_calls = calls
-        self._used_bytes = 0
+        self._max_calls = calls
+        self._max_bytes = size
+        self._calls = 0
+        self._bytes = 0
+        self._waiting: deque[str | bytes] = deque()
         self._change: anyio.Event | None = None
 
     @property
     def is_waited_for(self) -> bool:
-        """True while there is no room for the next request."""
+        """True while there is no room to keep the next request."""
         return self._change is not None
 
     async def wait_for_room(self, size: int) -> None:
-        """Wait until there is room for one more request of this many bytes."""
-        while not self._free_calls or (self._used_bytes and self._used_bytes + size > self._bytes):
+        """Wait until there is room to keep one more request of this many bytes."""
+        while (self._bytes and self._bytes + size > self._max_bytes) or (
+            len(self._waiting) >= _WAITING_PER_CALL * self._max_calls
+        ):
             self._change = anyio.Event()
             try:
                 await self._change.wait()
             finally:
                 self._change = None
 
-    def take(self, size: int) -> None:
-        self._free_calls -= 1
-        self._used_bytes += size
+    def keep(self, message: str | bytes) -> None:
+        """Keep a request until it can be answered."""
+        self._waiting.append(message)
+        self._bytes += len(message)
+
+    def take(self) -> str | bytes | None:
+        """The next request, if it can be answered now."""
+        has_room = self._calls == 0 or (self._calls < self._max_calls and self._bytes <= self._max_bytes)
+        if not self._waiting or not has_room:
+            return None
+        self._calls += 1
+        self._changed()
+        return self._waiting.popleft()
 
     def give_back(self, size: int) -> None:
-        self._free_calls += 1
+        """A request of this many bytes was answered."""
+        self._calls -= 1
         self.add_bytes(-size)
 
     def add_bytes(self, size: int) -> None:
         """Account for bytes that do not wait for room: those of answers."""
-        self._used_bytes += size
+        self._bytes += size
+        self._changed()
+
+    def _changed(self) -> None:
         if self._change is not None:
             self._change.set()
 
