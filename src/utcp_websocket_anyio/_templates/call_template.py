@@ -172,10 +172,13 @@ class WebSocketCallTemplate(CallTemplateFields):  # noqa: PLW1641 - mutable, so 
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> WebSocketCallTemplate:
         # The stock client copies templates at every call. Copies share what is compiled, which never changes.
-        copied = copy.copy(self)
-        copied.__dict__.update(
-            {name: _copied(value) for name, value in self.__dict__.items() if type(value) not in IMMUTABLE}
-        )
+        # pydantic's own copy takes three times as long; this is all that a model has.
+        copied = type(self).__new__(type(self))
+        private = self.__pydantic_private__
+        object.__setattr__(copied, "__dict__", _copy_of(self.__dict__))
+        object.__setattr__(copied, "__pydantic_extra__", None)
+        object.__setattr__(copied, "__pydantic_fields_set__", set(self.__pydantic_fields_set__))
+        object.__setattr__(copied, "__pydantic_private__", None if private is None else dict(private))
         if memo is not None:
             memo[id(self)] = copied
         return copied
