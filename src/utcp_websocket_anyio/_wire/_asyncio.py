@@ -30,6 +30,7 @@ import anyio
 
 from .._net.transport import Opened, connection_failure
 from ..errors import WebSocketError
+from ._buffers import READ_SIZE
 from ._engine import SENDS_PER_TURN, EngineWire, abandon, connect
 from ._handshake import REASON_TIME
 from ._interface import CLOSING_TIME, Interrupted, Target, Wire
@@ -37,7 +38,8 @@ from ._interface import CLOSING_TIME, Interrupted, Target, Wire
 __all__ = ["AsyncioWire", "open_wire"]
 
 _MAX_QUEUED_MESSAGES: Final = 1024
-_MAX_QUEUED_BYTES: Final = 256 * 1024
+_MAX_QUEUED_BYTES: Final = 2 * READ_SIZE
+"""More than one read brings, so that reading never pauses for a consumer who keeps up: that takes two system calls."""
 
 
 async def open_wire(target: Target) -> Wire:
