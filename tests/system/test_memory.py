@@ -358,7 +358,12 @@ async def test_hours_of_heartbeats_leave_nothing_behind(
 
     async with peer_in_memory(script, monkeypatch) as url, WebSocketCommunicationProtocol() as protocol:
         beating = template(
-            url, **fields, compression="deflate", ping_interval=30, auto_reply=[{"match": "^ping$", "reply": "pong"}]
+            url,
+            **fields,
+            keep_alive_timeout=None,
+            compression="deflate",
+            ping_interval=30,
+            auto_reply=[{"match": "^ping$", "reply": "pong"}],
         )
         with measured() as memory:
             held = []
