@@ -104,7 +104,7 @@ async def test_a_server_that_does_not_know_a_session_any_more_has_the_stream_beg
 
     async def script(peer: Peer) -> None:
         await peer.handshake()
-        logins.append(await peer.receive())
+        logins.append(str(await peer.receive()))
         if logins[-1] == "resume s1":
             await peer.send("unknown session")
             await peer.until_gone()
