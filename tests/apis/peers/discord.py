@@ -108,6 +108,9 @@ class Discord(Peer):
             return
         self.count("resumes")
         self.count("resumes_at_their_url", conn.path == "/resume/")
+        for other in self.conns:
+            if other.session is session:
+                other.session = None
         conn.session = session
         for event in session.sent[d["seq"] :]:
             await conn.send(event)
@@ -115,8 +118,10 @@ class Discord(Peer):
         conn.spawn(self.messages(conn, session))
 
     async def messages(self, conn: Conn, session: Session) -> None:
-        while conn.session is session:
+        while True:
             await asyncio.sleep(0.1)
+            if conn.session is not session:
+                return
             n = sum(event["t"] == "MESSAGE_CREATE" for event in session.sent)
             self.count("events_sent")
             await conn.send(session.event("MESSAGE_CREATE", {"id": str(n), "n": n, "content": f"message {n}"}))
