@@ -131,7 +131,7 @@ FRAMEWORKS = {
 @nox.parametrize("framework", list(FRAMEWORKS))
 def frameworks(session: nox.Session, framework: str) -> None:
     """What uses UTCP, with this plugin; such as ``nox -s "frameworks(framework='mcp')"``."""
-    session.install(".", "hypothesis", "pytest", "pytest-timeout", *FRAMEWORKS[framework])
+    session.install(".", "hypothesis", "pytest", "pytest-timeout", "trustme", *FRAMEWORKS[framework])
     # Their own warnings are not ours to mend.
     options = ["-o", "filterwarnings=default", "-p", "no:cacheprovider"]
     session.run(
