@@ -109,10 +109,11 @@ class State(enum.IntEnum):
 class _Queued:
     """What waits for the caller: a response, the tool's error, or what stands for a gap."""
 
-    __slots__ = ("is_error", "is_final_part", "leg", "message", "value")
+    __slots__ = ("is_error", "is_final_part", "leg", "message", "size", "value")
 
     def __init__(self, message: Message, leg: Leg | None, *, value: Any = _UNREAD, is_error: bool = False) -> None:
         self.message = message
+        self.size = message.size
         self.leg = leg
         self.value = value
         self.is_error = is_error
@@ -208,7 +209,17 @@ class Exchange:
         self._leg = leg = Leg(self, self._request, connection, self._captured)
         self._watch_deadline(self._timeout)
         try:
-            await self._begin(leg, self._plan.before, self._plan.request)
+            if self._plan.before:
+                await leg.run_before(self._plan.before)
+                # `response_timeout` is for the steps together, and starts again with the request.
+                self._forget_deadline()
+                self._watch_deadline(self._timeout)
+            self.state = State.RUNNING
+            goes_on = await leg.send_request(self._plan.request)
+            self._mind_the_clock(goes_on=goes_on)
+            if self._expected == 0 and not goes_on:
+                await leg.channel.flush()
+                self.state = State.COMPLETE
         except Interrupted:
             self._raise_or_end()
         except WebSocketError as error:
@@ -248,22 +259,14 @@ class Exchange:
         """As `finish`, from any thread and also while no event loop runs: for a finalizer."""
         self._pool.call_later(self.finish)
 
-    async def _begin(self, leg: Leg, before: tuple[Step, ...], request: tuple[Step, ...]) -> None:
-        if before:
-            await leg.run_before(before)
-            # `response_timeout` is for the steps together, and starts again with the request.
-            self._forget_deadline()
-            self._watch_deadline(self._timeout)
-        self.state = State.RUNNING
-        goes_on = await leg.send_request(request)
+    def _mind_the_clock(self, *, goes_on: bool) -> None:
+        """From when on the deadline counts, and whether there is one."""
+        request = self._plan.request
         if goes_on and any(step.send_each is not None for step in request):
             # It counts from the last message of the request.
             self._forget_deadline()
-        elif self._has_no_deadline and not request:
+        elif not request and self._has_no_deadline:
             self._forget_deadline()
-        if self._expected == 0 and not goes_on:
-            await leg.channel.flush()
-            self.state = State.COMPLETE
 
     def request_sent(self, leg: Leg) -> None:
         """A request of several steps is out."""
@@ -288,8 +291,10 @@ class Exchange:
                 self.expire()
             elif self._leg is None:
                 await self._wait_for_change()
-            else:
+            elif self._plan.idle_timeout is None or self._expected is not None:
                 await self._wait(self._leg)
+            else:
+                await self._wait_within_silence(self._leg, self._plan.idle_timeout)
 
     # Receiving
 
@@ -327,6 +332,10 @@ class Exchange:
             self._respond(message, leg, is_last=meaning is Meaning.LAST)
 
     def _respond(self, message: Message, leg: Leg, *, is_last: bool) -> None:
+        if self._plan.on_response is None and not self._plan.spread:
+            if self._enqueue(_Queued(message, leg)):
+                self._count(1, is_last=is_last)
+            return
         try:
             leg.remember(message)
         except (ResponseError, ValueError) as error:
@@ -351,11 +360,15 @@ class Exchange:
             queued.is_final_part = index == len(values) - 1
             if not self._enqueue(queued):
                 return
-        if self._has_no_deadline and not self._has_first:
+        self._count(len(values), is_last=is_last)
+
+    def _count(self, responses: int, *, is_last: bool) -> None:
+        """So many responses have come."""
+        if not self._has_first and self._has_no_deadline:
             self._has_first = True
             self._forget_deadline()
         if self._remaining is not None:
-            self._remaining -= len(values)
+            self._remaining -= responses
             if self._remaining == 0:
                 self.state = State.COMPLETE
                 return
@@ -376,7 +389,7 @@ class Exchange:
 
     def _enqueue(self, queued: _Queued) -> bool:
         """Queue something for the caller; False if the exchange has failed, because nobody takes it."""
-        size = queued.message.size
+        size = queued.size
         full = len(self._queue) >= _MAX_QUEUED_MESSAGES or self._queued_bytes + size > _MAX_QUEUED_BYTES
         if full and self._queue:
             reason = f"the stream was read too slowly: {len(self._queue)} responses are queued"
@@ -391,7 +404,7 @@ class Exchange:
 
     def _pop(self) -> _Queued:
         queued = self._queue.popleft()
-        self._queued_bytes -= queued.message.size
+        self._queued_bytes -= queued.size
         self._failures = 0
         if queued.is_error:
             assert queued.leg is not None
@@ -451,10 +464,7 @@ class Exchange:
 
     async def _wait(self, leg: Leg) -> None:
         try:
-            if self._plan.idle_timeout is None or self._expected is not None:
-                await leg.channel.wait()
-            else:
-                await self._wait_within_silence(leg, self._plan.idle_timeout)
+            await leg.channel.wait()
         except Interrupted:
             # Somebody else has changed the state, or moved the stream to another connection.
             pass
@@ -467,7 +477,7 @@ class Exchange:
             progress = wire.progress
             with anyio.move_on_after(seconds):
                 while not self._queue and self.state is State.RUNNING and self._leg is leg:
-                    await leg.channel.wait()
+                    await self._wait(leg)
                 return
             # While a message is still arriving, that is no silence.
             if not (wire.has_unread_data() and wire.progress > progress):

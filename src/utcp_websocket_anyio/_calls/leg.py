@@ -86,6 +86,8 @@ class Leg:
         captured: What the call has captured so far; shared by all its legs.
     """
 
+    classifier: ResponseClassifier
+    """How messages are read, from the request on."""
     farewell_failed = False
     _is_stopped = False
     _has_begun = False
@@ -105,9 +107,13 @@ class Leg:
         self._kept_bytes = 0
         self._awaited: tuple[Step, RenderContext] | None = None
         self._answer: Message | None = None
-        self.captured: MutableMapping[str, Any] = ChainMap(captured, connection.captured)
-        self.context = request.context.replace(captured=self.captured)
-        self.classifier = self._classifier()
+        # Only steps of the call capture anything; most calls have none, and see what the connection has captured.
+        plan = request.plan
+        captures = plan.before or plan.on_end or plan.on_response or plan.resume or len(plan.request) > 1
+        self.captured: MutableMapping[str, Any] = (
+            ChainMap(captured, connection.captured) if captures else connection.captured
+        )
+        self.context = request.context
         self.channel = connection.open_channel(self)
         if request.farewell is not None:
             connection.farewells[request.farewell] += 1
@@ -186,21 +192,18 @@ class Leg:
         has_number = plan.uses_call_id or plan.on_end or plan.on_response is not None
         call_id = connection.next_id() if has_number else 0
         self.context = self.context.for_step(call_id, next_step_id=connection.next_id, captured=self.captured)
-        self.classifier = self._classifier()
+        self.classifier = ResponseClassifier(
+            plan,
+            self.context,
+            streaming=self._owner.streaming,
+            display_url=self._request.endpoint.display_url,
+        )
         correlation = None
         if plan.correlation is not None:
             path, value = plan.correlation
             correlation = path, value.render(self.context)
         self.channel.listen(correlation)
         self._state = _State.RUNNING
-
-    def _classifier(self) -> ResponseClassifier:
-        return ResponseClassifier(
-            self._plan,
-            self.context,
-            streaming=self._owner.streaming,
-            display_url=self._request.endpoint.display_url,
-        )
 
     def _encoded(self, message: Any, step: Step) -> str | bytes:
         """The one message of a request. Its arguments were tried, so what fails is what was captured."""
@@ -215,8 +218,10 @@ class Leg:
 
     def _take_kept(self) -> None:
         """Show what came before the request was out to the exchange's own filters."""
-        if self._plan.message_filter is not None:
+        if self.connection.has_kept and self._plan.message_filter is not None:
             self._kept += self.connection.take_kept()
+        if not (self._kept or self._pending):
+            return
         waiting = [*self._kept, *self._pending]
         self._kept.clear()
         self._pending.clear()

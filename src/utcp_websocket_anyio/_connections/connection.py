@@ -440,7 +440,10 @@ class Connection(ABC):
     async def send(self, data: str | bytes) -> None:
         """Send one message in the caller's task. Cancelled half-way, the connection is lost."""
         try:
-            await self._transmit(data)
+            if self.settings.outgoing is None:
+                await self.wire.send(data)
+            else:
+                await self._transmit(data)
         except WebSocketError as error:
             self.fail(error)
             raise

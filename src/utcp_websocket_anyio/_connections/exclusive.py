@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -171,7 +171,7 @@ class ExclusiveConnection(Connection):
         """True if whoever gets the next message takes it."""
         return self._user is None or self._user.has_room
 
-    async def read_for(self, user: User) -> None:
+    def read_for(self, user: User) -> Coroutine[Any, Any, None]:
         """Read once for the user, or until somebody else has.
 
         Raises:
@@ -182,7 +182,7 @@ class ExclusiveConnection(Connection):
             raise Interrupted
         if self._error is not None:
             raise copy.copy(self._error)
-        await self._read()
+        return self._read()
 
     async def read_once(self) -> None:
         """Read one message and take it in."""
@@ -247,14 +247,16 @@ class ExclusiveChannel(Channel):
         self._connection = connection
         self._user = user
 
-    async def send(self, data: str | bytes) -> None:
-        await self._connection.send(data)
+    # These two hand on a coroutine instead of awaiting it: each one more costs a call a third of a microsecond.
+
+    def send(self, data: str | bytes) -> Coroutine[Any, Any, None]:
+        return self._connection.send(data)
 
     async def flush(self) -> None:
         """Nothing is queued."""
 
-    async def wait(self) -> None:
-        await self._connection.read_for(self._user)
+    def wait(self) -> Coroutine[Any, Any, None]:
+        return self._connection.read_for(self._user)
 
     def take_nowait(self) -> deque[str | bytes] | None:
         return self._connection.take_all_nowait()

@@ -615,6 +615,9 @@ class Pool:
 
     def _close_idle(self) -> None:
         now = self.clock()
+        if now < self._next_look:
+            # Woken for a note, or to sleep until an earlier moment.
+            return
         for connection, until in list(self._idle_until.items()):
             if until <= now:
                 self.retire(connection, "idle for too long")
