@@ -480,7 +480,7 @@ class Exchange:
                     await self._wait(leg)
                 return
             # While a message is still arriving, that is no silence.
-            if not (wire.has_unread_data() and wire.progress > progress):
+            if not (wire.has_partial_message() and wire.progress > progress):
                 break
         self.state = State.ENDED
         self._let_go()

@@ -451,9 +451,14 @@ class ProtocolCore:
         self._assembly.clear()
 
     @property
+    def has_partial_message(self) -> bool:
+        """True if a message has begun to arrive, and its end has not come."""
+        return bool(self._header or self._missing or self._kind)
+
+    @property
     def is_amid_message(self) -> bool:
         """True if something of a message was received that is not taken yet."""
-        return bool(self.messages or self._header or self._missing or self._kind or self.has_leftover)
+        return bool(self.messages or self.has_partial_message or self.has_leftover)
 
     # The handshake
 

@@ -72,6 +72,9 @@ class EngineWire(Wire):
     def has_unread_data(self) -> bool:
         return self.closed is not None or self._layer.is_amid_message or self._probe()
 
+    def has_partial_message(self) -> bool:
+        return self._core.has_partial_message
+
     def take_nowait(self) -> deque[str | bytes]:
         core = self._core
         messages, core.messages = core.messages, deque()

@@ -93,6 +93,10 @@ class Wire(ABC):
         """True if something that was given to the wire, a ping included, still waits to be written to the socket."""
 
     @abstractmethod
+    def has_partial_message(self) -> bool:
+        """True if a message has begun to arrive, and its end has not come."""
+
+    @abstractmethod
     def has_unread_data(self) -> bool:
         """True if something has arrived that `receive` has not returned: a message, bytes of one, or the end."""
 
