@@ -10,14 +10,14 @@ import pytest
 from support.engines import Opener, anyio_backend, connect, engine
 from support.peers import CLOSE, CONTINUATION, PING, PONG, TEXT, Peer, frame, peer
 
-from utcp_websocket_anyio._wire import Interrupted, Wire, _core, _engine
+from utcp_websocket_anyio._wire import Interrupted, Wire, _engine
 from utcp_websocket_anyio.errors import WebSocketClosedError, WebSocketError, WebSocketProtocolError
 
 __all__ = ["anyio_backend", "connect", "engine"]
 
 pytestmark = pytest.mark.anyio
 
-MANY = 30_000
+MANY = 60_000
 FLOODS = {
     "messages": (b"", frame(TEXT), b""),
     "continuations": (frame(TEXT, fin=False), frame(CONTINUATION, fin=False), frame(CONTINUATION)),
@@ -49,7 +49,7 @@ async def test_a_flood_of_empty_frames_leaves_other_tasks_their_turns(connect: O
                 while await wire.receive() != "done":
                     pass
                 task_group.cancel_scope.cancel()
-            assert turns[0] >= MANY // _core._BUDGET // 2
+            assert turns[0] >= 6
             await wire.close()
 
 
