@@ -129,6 +129,49 @@ async def test_a_server_that_does_not_know_a_session_any_more_has_the_stream_beg
     assert logins == ["login", "resume s1", "login"]
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("ending", ["close", "reset"])
+async def test_what_came_before_a_loss_is_not_lost_by_a_stream_that_resumes(shared: bool, ending: str) -> None:
+    asked: list[str] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        asked.append(await peer.receive_text())
+        first = int(asked[-1])
+        for n in range(first, first + 5):
+            await peer.send({"n": n})
+        if first:
+            await peer.send("end")
+            return
+        await anyio.sleep(0.1)  # a reset takes what the other side has not read
+        await (peer.close(1012) if ending == "close" else peer.reset())
+
+    fields = {
+        "multiplex": shared,
+        "on_connect": [{"compute": {"next": 0}}],
+        "on_message": [{"match": {"n": {"$any": True}}, "capture": {"next": {"select": "sum([n, `1`])"}}}],
+        "before": [{"send": "{{captured.next|text}}"}],
+        "resume": {"on_connect": []},
+    }
+    async with entered() as protocol, peer(script) as url:
+        listen = template(
+            url,
+            listen_only=True,
+            message_filter={"n": {"$any": True}},
+            end_filter="^end",
+            result={"path": "n"},
+            **fields,
+        )
+        with anyio.fail_after(60):
+            items = []
+            async for item in protocol.call_tool_streaming(None, "manual.t", {}, listen):
+                items.append(item)
+                if item == 0:
+                    while len(asked) < 2:  # the consumer is slow, and the stream has moved on already
+                        await anyio.sleep(0.01)
+    assert items == list(range(10))
+
+
 async def test_joined_text_is_decoded_as_a_whole_even_where_a_result_is_taken_of_it() -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
