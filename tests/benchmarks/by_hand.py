@@ -118,7 +118,7 @@ async def connect_trio_websocket(url: str) -> Any:
     async with trio.open_nursery() as nursery:
         async with trio_websocket.open_websocket_url(url, max_message_size=2**26) as connection:
             if heartbeat:
-                nursery.start_soon(ping, connection, heartbeat)
+                nursery.start_soon(ping, connection, heartbeat)  # noqa: ASYNC111 - cancelled below
             yield Adapter(connection)
         nursery.cancel_scope.cancel()
 

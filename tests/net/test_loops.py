@@ -79,7 +79,7 @@ def loops(function: Callable[[], Awaitable[None]], count: int) -> Iterator[list[
     def run(backend: tuple[str, dict[str, Any]]) -> None:
         try:
             anyio.run(function, backend=backend[0], backend_options=backend[1])
-        except BaseException as error:  # noqa: BLE001 - looked at by the test
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - looked at by the test
             failures.append(error)
 
     threads = [threading.Thread(target=run, args=(LOOPS[n % len(LOOPS)],)) for n in range(count)]

@@ -127,7 +127,7 @@ async def test_the_stock_client_gets_streams_as_streams_and_as_lists(thread: Thr
             assert [item async for item in stream] == [0, 1, 2]
             assert await client.call_tool("manual.single", {"to": 3}) == 3
         finally:
-            await client.close()
+            await client.close()  # noqa: ASYNC102 - the last that the test does
 
 
 async def test_a_plain_stream_that_fails_gives_what_it_had_and_then_the_error(thread: Thread) -> None:

@@ -375,7 +375,7 @@ class Leg:
                 await self._send(data)
                 await self.channel.flush()
         finally:
-            await _close(items, source)
+            await _close(items, source)  # noqa: ASYNC102 - shielded and bounded in there
 
     # Responses
 

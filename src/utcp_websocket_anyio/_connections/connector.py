@@ -240,7 +240,7 @@ class _Attempt:
         return connection
 
 
-async def _no_connection(data: str | bytes = b"") -> Any:
+async def _no_connection(data: str | bytes = b"") -> Any:  # noqa: ASYNC124 - stands in for one that sends
     raise AssertionError(f"a step of prepare has no connection to use ({len(data)} bytes)")
 
 

@@ -216,7 +216,7 @@ class TLSStream:
                     session.incoming.write_eof()
             except ssl.SSLError:
                 # What is to be said about it: an alert.
-                await self._flush()
+                await self._flush()  # noqa: ASYNC120 - cancelled, it is cancelled
                 raise
             else:
                 await self._flush()

@@ -196,7 +196,7 @@ class ToolServer:
         self._tools[name] = as_tool(function, name=name, description=description, tags=tags, timeout=timeout)
         return function
 
-    async def serve(
+    async def serve(  # noqa: ASYNC128 - handed on to the one who knows when it listens
         self, host: str, port: int, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve until cancelled. Cancelling it cancels the calls and closes the connections (code 1001, within 2 s).

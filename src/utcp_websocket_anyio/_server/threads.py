@@ -78,7 +78,7 @@ class Workers:
             try:
                 with lock:
                     iterator.close()  # type: ignore[attr-defined]
-            except BaseException:  # noqa: BLE001 - of a stream that nobody reads any more
+            except BaseException:  # noqa: ASYNC103, BLE001 - of a stream that nobody reads any more
                 _log.exception("a stream could not be closed")
 
         item = None
