@@ -148,8 +148,16 @@ class Exchange:
         self.streaming = streaming
         self.note = WaitNote()
         self._captured: MutableMapping[str, Any] = {}
-        self._expected = self._remaining = plan.expected(streaming=streaming)
+        self._expected = self._remaining = expected = plan.expected(streaming=streaming)
         self._queue: deque[_Queued] = deque()
+        self._is_open_stream = streaming and expected is None
+        # An open-ended stream whose template gives it no time: only its first response must come in time.
+        self._has_no_deadline = self._is_open_stream and request.timeout is None
+        if request.timeout is not None:
+            self._timeout = request.timeout
+        else:
+            waits_in_silence = self._has_no_deadline and plan.idle_timeout is not None
+            self._timeout = math.inf if waits_in_silence else plan.timeout
 
     # Driving
 
@@ -164,7 +172,8 @@ class Exchange:
             await anyio.lowlevel.checkpoint()
         taken: list[_Queued] = []
         responses: list[Any] = []
-        raw = self._plan.collect == "join" and self._plan.result is None and self._plan.response_format == "text"
+        plan = self._plan
+        raw = plan.collect == "join" and plan.result is None and plan.response_format == "text"
         try:
             await self.open()
             while (queued := await self._next()) is not None:
@@ -495,23 +504,6 @@ class Exchange:
             self._changed.set()
 
     # The end
-
-    @property
-    def _is_open_stream(self) -> bool:
-        return self._expected is None and self.streaming
-
-    @property
-    def _has_no_deadline(self) -> bool:
-        """True for an open-ended stream whose template gives it no time: only its first response must come in time."""
-        return self._is_open_stream and self._request.timeout is None
-
-    @property
-    def _timeout(self) -> float:
-        if self._request.timeout is not None:
-            return self._request.timeout
-        if self._has_no_deadline and self._plan.idle_timeout is not None:
-            return math.inf
-        return self._plan.timeout
 
     def expire(self) -> None:
         """The deadline has passed."""

@@ -93,6 +93,10 @@ class Leg:
     _has_begun = False
     _first: RenderContext | None = None
     _scope: anyio.CancelScope | None = None
+    _awaited: tuple[Step, RenderContext] | None = None
+    _answer: Message | None = None
+    _state = _State.OPENING
+    _kept_bytes = 0
 
     def __init__(
         self, owner: LegOwner, request: Request, connection: Connection, captured: MutableMapping[str, Any]
@@ -101,12 +105,8 @@ class Leg:
         self._request = request
         self._plan = request.plan
         self.connection = connection
-        self._state = _State.OPENING
         self._pending: deque[Message] = deque()
         self._kept: list[Message] = []
-        self._kept_bytes = 0
-        self._awaited: tuple[Step, RenderContext] | None = None
-        self._answer: Message | None = None
         # Only steps of the call capture anything; most calls have none, and see what the connection has captured.
         plan = request.plan
         captures = plan.before or plan.on_end or plan.on_response or plan.resume or len(plan.request) > 1
@@ -425,7 +425,7 @@ class Leg:
         """
         if self._scope is not None:
             self._scope.cancel()
-        steps = self._farewell(by_server=by_server, in_full=in_full)
+        steps = self._farewell(by_server=by_server, in_full=in_full) if self._plan.on_end else ()
         if not steps or self.connection.error is not None or self._state is _State.LEFT:
             self._leave()
             return ()
@@ -436,7 +436,7 @@ class Leg:
         return steps
 
     def _farewell(self, *, by_server: bool, in_full: bool) -> tuple[Step, ...]:
-        if not self._plan.on_end or by_server or not self._has_begun:
+        if by_server or not self._has_begun:
             return ()
         return tuple(step for step in self._plan.on_end if step.always) if in_full else self._plan.on_end
 

@@ -18,7 +18,7 @@ from ..errors import MissingArgumentError
 __all__ = ["Request", "prepare"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen would cost each call a microsecond
 class Request:
     """One call of a tool.
 

@@ -24,7 +24,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from .._wire import Wire
     from .trace import Trace
 
-__all__ = ["Channel", "Connection", "User"]
+__all__ = ["NOBODY", "Channel", "Connection", "User"]
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +75,24 @@ class MoveAskedError(WebSocketClosedError):
     def __init__(self, message: str, *, change: ResumeChange | None = None, endpoint: str | None = None) -> None:
         super().__init__(message, endpoint=endpoint)
         self.change = change
+
+
+class _Nobody:
+    """The user of a channel that was finished."""
+
+    has_room = True
+
+    def accept(self, message: Message) -> None:
+        """Drop it."""
+
+    def fail(self, error: WebSocketError) -> None:
+        """It is over already."""
+
+    def move(self, change: ResumeChange) -> None:
+        """It is over already."""
+
+
+NOBODY: Final[User] = _Nobody()
 
 
 class Channel(ABC):
@@ -143,6 +161,7 @@ class Connection(ABC):
         was_given_up: True if this side gave it up as if it had been lost.
         keeps_messages: True if what arrives between two uses is kept for the next one, as a session wants it.
         ends_session: True if its end is the end of its session, and no loss.
+        keep_alive: Seconds after which it is closed when it is idle; None: never.
         farewells: What the calls on it will say when they leave.
         may_get_stray_response: True if something may come that nobody waits for any more.
         last_message: When the last message came, on the clock of the event loop; only known with handlers.
@@ -178,6 +197,7 @@ class Connection(ABC):
         self.ends_session = False
         self._is_logging_in = False
         self.farewells: Counter[Hashable] = Counter()
+        self.keep_alive: float | None = None
         self.on_lost: Callable[[Connection], None] | None = None
         self.on_leaving: Callable[[Connection], None] | None = None
         self._context = context
@@ -201,6 +221,7 @@ class Connection(ABC):
         beat = settings.heartbeat
         watches = beat is not None and (beat.expect is not None or beat.silence is not None)
         self._handles_messages = bool(settings.on_message) or watches
+        self._takes_messages_whole = not self._handles_messages and settings.incoming is None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.display_url}, {self.state}, {self.calls} calls>"
@@ -222,7 +243,7 @@ class Connection(ABC):
     @property
     def is_available(self) -> bool:
         """True if a further exchange may use it."""
-        return not (self.is_over or self.is_leaving) and self.wire.closed is None
+        return not (self.retired or self.is_leaving or self._error is not None) and self.wire.closed is None
 
     @property
     def has_unread_data(self) -> bool:
@@ -344,7 +365,9 @@ class Connection(ABC):
     def _take_in(self, data: str | bytes) -> None:
         """Decide at once who the records of a message are for that has been read."""
         try:
-            if self.settings.incoming is None:
+            if self._takes_messages_whole:
+                self._deliver(Message(data))
+            elif self.settings.incoming is None:
                 self._take_in_record(Message(data))
             else:
                 for record in self.settings.incoming.records(data):

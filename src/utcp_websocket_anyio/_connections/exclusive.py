@@ -31,7 +31,7 @@ import anyio.lowlevel
 
 from .._wire import Interrupted
 from ..errors import WebSocketClosedError
-from .connection import Channel, Connection, User
+from .connection import NOBODY, Channel, Connection, User
 
 if TYPE_CHECKING:
     from .._templates.plan import Path
@@ -271,3 +271,5 @@ class ExclusiveChannel(Channel):
 
     def finish(self) -> None:
         self._connection.end_use(self._user)
+        # No circle is left of a call that is over: the collector of circles costs more than the call.
+        self._user = NOBODY

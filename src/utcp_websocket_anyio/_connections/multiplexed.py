@@ -23,7 +23,7 @@ from .._templates.filters import MISSING, lookup
 from .._templates.received import Message, ResponseError
 from .._wire import Interrupted
 from .bulkhead import internal_error, log_internal_error
-from .connection import Channel, Connection, User
+from .connection import NOBODY, Channel, Connection, User
 from .outbox import Outgoing
 
 if TYPE_CHECKING:
@@ -170,6 +170,8 @@ class SharedChannel(Channel):
         self._router.remove(self)
         if self._outgoing is not None:
             self._outgoing.withdraw()
+        # No circle is left of a call that is over: the collector of circles costs more than the call.
+        self._user = NOBODY
 
     def _raise(self) -> None:
         if self._error is not None and not self._interrupted:

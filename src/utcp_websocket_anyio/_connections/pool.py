@@ -456,18 +456,22 @@ class Pool:
         if there is None or self._closed or endpoint.single_use or not connection.is_available:
             self.retire(connection, "no longer needed")
             return
-        connection.may_get_stray_response |= unanswered
-        self._put_back(there, connection, keep_alive=keep_alive)
+        connection.keep_alive = keep_alive
+        if unanswered:
+            connection.may_get_stray_response = True
+        if not there.waiters or not there.pass_on(connection):
+            self._keep_idle(there, connection)
 
-    def _put_back(
-        self, there: _EndpointConnections, connection: Connection, *, keep_alive: float | None = None
-    ) -> None:
-        if there.pass_on(connection):
-            return
+    def _put_back(self, there: _EndpointConnections, connection: Connection) -> None:
+        """Give back a connection that its caller was granted and does not use."""
         if self._closed or not connection.is_available:
             self.retire(connection, "no longer needed")
-            return
+        elif not there.pass_on(connection):
+            self._keep_idle(there, connection)
+
+    def _keep_idle(self, there: _EndpointConnections, connection: Connection) -> None:
         there.idle.append(connection)
+        keep_alive = connection.keep_alive
         until = math.inf if keep_alive is None else self.clock() + keep_alive
         self._idle_until[connection] = until
         if until < self._next_look:
