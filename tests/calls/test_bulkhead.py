@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -84,7 +83,7 @@ async def test_an_unexpected_error_ends_nobody_else(
 
     def fails(self: Any, *arguments: Any, **options: Any) -> Any:
         nonlocal armed
-        if armed and "victim" in getattr(getattr(self, "connection", self), "display_url", "victim"):
+        if armed:
             armed = False
             raise error
         return original(self, *arguments, **options)
@@ -97,16 +96,18 @@ async def test_an_unexpected_error_ends_nobody_else(
         assert "id" in await protocol.call_tool(None, "m.t", {}, other)
         assert "id" in await protocol.call_tool(None, "m.t", {}, victim)
         armed = True
-        # Whatever becomes of this one, it is this package's error, and the others do not notice.
-        with suppress(WebSocketError):
-            await protocol.call_tool(None, "m.t", {}, victim)
-        for _ in range(5):
-            assert "id" in await protocol.call_tool(None, "m.t", {}, other)
+        # The error is thrown once; whatever it hits fails with this package's error, and nothing else does.
+        failures = 0
+        for made in (victim, other, other, victim, other, other, victim):
+            try:
+                assert "id" in await protocol.call_tool(None, "m.t", {}, made)
+            except WebSocketError:
+                failures += 1
             await anyio.sleep(0.02)
+        assert failures <= 1
         armed = False
-        with suppress(WebSocketError):
-            await protocol.call_tool(None, "m.t", {}, victim)
-        assert "id" in await protocol.call_tool(None, "m.t", {}, victim)
+        for made in (victim, other):
+            assert "id" in await protocol.call_tool(None, "m.t", {}, made)
     internal = [record for record in caplog.records if "internal error" in record.getMessage()]
     assert len(internal) <= 1
     assert "secret" not in caplog.text.replace('ValueError("secret")', "")
