@@ -22,10 +22,10 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urljoin
 
-from pydantic import PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, PrivateAttr, ValidationError, field_validator, model_validator
 from utcp.data.auth import Auth, AuthSerializer
 from utcp.data.auth_implementations import OAuth2Auth
 from utcp.data.tool import Tool, ToolSerializer
@@ -60,6 +60,8 @@ class WebSocketCallTemplate(CallTemplateFields):  # noqa: PLW1641 - mutable, so 
     The field descriptions are the reference; the documentation shows templates for real endpoints. Times are seconds,
     sizes bytes. Unknown fields are ignored with a warning, so that manuals made for later versions still load.
     """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(defer_build=False)
 
     _snapshot: dict[str, Any] = PrivateAttr(default_factory=dict)
     _plan: Plan | None = PrivateAttr(default=None)

@@ -15,9 +15,6 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 from urllib.parse import quote
-from xml.sax.saxutils import escape
-
-import regex
 
 from .spelling import known_names
 
@@ -236,6 +233,15 @@ def _little_endian(value: Any) -> Digest:
     return Digest(bytes(value)[::-1])
 
 
+_XML_REFERENCES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&apos;"})
+
+
+def _as_pattern(value: Any) -> str:
+    import regex  # slow to load, and few templates need it
+
+    return regex.escape(text_of(value))
+
+
 def _hash(name: str) -> Encoder:
     return lambda value: Digest(hashlib.new(name, as_bytes(value), usedforsecurity=False).digest())
 
@@ -249,8 +255,8 @@ _ENCODERS: Mapping[str, Encoder] = {
     "base64url": lambda value: base64.urlsafe_b64encode(as_bytes(value)).decode().rstrip("="),
     "hex": lambda value: as_bytes(value).hex(),
     "urlencode": lambda value: quote(as_bytes(value), safe=""),
-    "xml": lambda value: escape(text_of(value), {'"': "&quot;", "'": "&apos;"}),
-    "regex": lambda value: regex.escape(text_of(value)),
+    "xml": lambda value: text_of(value).translate(_XML_REFERENCES),
+    "regex": _as_pattern,
     "line": _line,
     "bytes": lambda value: len(as_bytes(value)),
     "ms_to_s": _ms_to_s,

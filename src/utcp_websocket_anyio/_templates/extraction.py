@@ -17,7 +17,6 @@ from .encoders import ABSENT, is_bytes, text_of
 from .patterns import PatternTemplate
 from .placeholders import CALL, MISSING, Parts, Placeholder, RenderContext, Scope, parse, reach
 from .received import Message, ResponseError
-from .selection import compile_selection
 from .spelling import shown_name, unknown_name
 from .values import CompiledTemplate, Template, compile_template, placeholders_of, render_text
 
@@ -131,6 +130,8 @@ def _compile_object(value: Any, where: str, scope: Scope, found: list[Placeholde
     if "path" in value or ("after" in value and not parts):
         operations.append(_path(value.get("path", ""), where, scope, found))
     elif "select" in value:
+        from .selection import compile_selection  # with jmespath, which few templates need
+
         selection = compile_selection(value["select"], f"{where}.select", scope)
         found += placeholders_of(parse(value["select"], where, scope))
         operations.append(_select(selection.search, f"{where}.select"))

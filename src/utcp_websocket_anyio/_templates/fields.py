@@ -78,7 +78,10 @@ def _add_old_names(schema: dict[str, Any]) -> None:
 class CallTemplateFields(CallTemplate):
     """The fields, without behaviour. Times are seconds, sizes bytes."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(json_schema_extra=_add_old_names, hide_input_in_errors=True)
+    # Nobody validates with this class, so what pydantic needs for that is built for `WebSocketCallTemplate` only.
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        json_schema_extra=_add_old_names, hide_input_in_errors=True, defer_build=True
+    )
 
     call_template_type: Literal["websocket"] = "websocket"
     url: Annotated[str, Role("handshake", "connect to {}", "url", templated=True)] = Field(

@@ -22,7 +22,6 @@ from .json_values import equal_json
 from .patterns import PatternTemplate
 from .placeholders import CALL, MISSING, Placeholder, RenderContext, Scope, parse
 from .received import Message, ResponseError
-from .selection import compile_selection
 from .spelling import known_names
 from .values import (
     CompiledTemplate,
@@ -371,6 +370,8 @@ class _Compiler:
         return _not(self.value_filter(value, where), value)
 
     def _selected(self, value: Any, where: str) -> _Node:
+        from .selection import compile_selection  # with jmespath, which few templates need
+
         selection = compile_selection(value, where, self._scope)
         found_in = placeholders_of(parse(value, where, self._scope))
         self.placeholders += found_in

@@ -7,17 +7,21 @@ A pattern with a placeholder is another one for each call. It is compiled once p
 (`RenderContext.memo`): neither our own nor `regex`'s cache sees it, as both are for the process. And it is compiled
 only for a text that can match: where the pattern cannot do without a value, a text without the value needs no
 pattern.
+
+`regex` is imported with the first pattern: it is slow to load, and most templates have none.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
-import regex
+import re
+from typing import TYPE_CHECKING, TypeAlias
 
 from .placeholders import Parts, Placeholder, RenderContext
 from .received import ResponseError
 from .values import is_unique, placeholders_of
+
+if TYPE_CHECKING:
+    import regex
 
 __all__ = ["Pattern", "PatternTemplate", "compile_pattern", "search"]
 
@@ -41,6 +45,8 @@ def compile_pattern(pattern: str, where: str) -> Pattern:
     """
     if len(pattern) > _MAX_LENGTH:
         raise ValueError(f"{where}: a regular expression may have {_MAX_LENGTH} characters at most")
+    import regex
+
     try:
         return regex.compile(pattern, regex.DOTALL, cache_pattern=False)
     except (regex.error, RecursionError, OverflowError, MemoryError) as error:
@@ -133,13 +139,15 @@ def _literally(parts: Parts) -> list[str | tuple[Placeholder, str]]:
 
 
 def _escaped(placeholder: Placeholder, form: str, context: RenderContext) -> str:
+    import regex
+
     text = placeholder.text(context)
     return form.format(text if placeholder.encoders[-1:] == ("regex",) else regex.escape(text))
 
 
 def _bare(text: str) -> str:
     """A pattern without what is escaped in it, and without its closed sets."""
-    return regex.sub(r"\[\^?\]?[^\[\]]*\]", "", regex.sub(r"\\.", "", text))
+    return re.sub(r"\[\^?\]?[^\[\]]*\]", "", re.sub(r"\\.", "", text))
 
 
 def _needs_values(parts: Parts) -> bool:
