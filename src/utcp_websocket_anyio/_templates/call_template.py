@@ -6,9 +6,9 @@ everything prepared. The stock client builds an equal template anew at every cal
 built, by a digest of the values (`_Cache`), and hands out copies, which share the plan. A template is mutable; `plan`
 compares its fields with those that were compiled, and compiles anew if one has changed.
 
-Two things are put in when a template is validated, because nobody else could: an inline tool takes from its manual what
-it does not set (`_inherited`), and ``${name}`` of a tool's declared input becomes an argument, before a client takes it
-for a variable (`_declared`). Variables themselves are a client's: `with_variables`.
+Two things are filled in when a template is validated, as manual and tools are known together only then: an inline tool
+takes from its manual what it does not set (`_inherited`), and ``${name}`` of a tool's declared input becomes an
+argument, before a client takes it for a variable (`_declared`). Variables themselves are a client's: `with_variables`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = ["WebSocketCallTemplate", "WebSocketCallTemplateSerializer", "declare_
 
 _log = logging.getLogger(__name__)
 
-# What says what the request is: where a tool has one of these, it has none of the manual's.
+# The fields that define the request: a tool that has one of these inherits none of them from the manual.
 _REQUEST = ("message", "request", "listen_only")
 _NOT_INHERITED = ("name", "tools", "discovery_message", "discovery_url")
 _VARIABLE = re.compile(r"\$(?:\{([a-zA-Z0-9_]+)\}|([a-zA-Z0-9_]+))")
@@ -300,7 +300,7 @@ class _Cache:
 
     MAX_ENTRIES = 1024
     MAX_BYTES = 4 * 2**20
-    """Of the encoded values. A compiled template takes about twenty times as much."""
+    """Bytes of the encoded values. A compiled template takes about twenty times as much."""
 
     MAX_ENTRY_BYTES = 2**20
 
@@ -358,7 +358,7 @@ def _declared(values: dict[str, Any], names: Mapping[str, Any]) -> dict[str, Any
 
 
 def _own_fields(template: WebSocketCallTemplate) -> dict[str, Any]:
-    """What inline tools inherit of a manual's template, in JSON form."""
+    """The fields that inline tools inherit from a manual's template, in JSON form."""
     values = WebSocketCallTemplateSerializer().to_dict(
         # Not its tools, which are many.
         template.model_copy(update={"tools": None})

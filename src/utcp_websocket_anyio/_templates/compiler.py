@@ -67,7 +67,7 @@ def compile_plan(fields: Mapping[str, Any], variables: Mapping[str, str] | None 
 
 
 class _Compiler:
-    """Compiles one template: the moments in the order in which they come, and with them who captures what."""
+    """Compiles one template: the moments in the order in which they come, and with them which of them captures what."""
 
     def __init__(self, fields: Mapping[str, Any], variables: Mapping[str, str]) -> None:
         self._fields = fields
@@ -426,7 +426,7 @@ def _check_in_order(steps: Iterable[Step], known: frozenset[str], at_all: frozen
 
 
 def _correlation(filters: Iterable[Filter | None]) -> tuple[Path, Template] | None:
-    """What the filters of an exchange agree on, if they do."""
+    """The place and value that all filters of an exchange require; None if they differ."""
     keys = [filter_.key for filter_ in filters if filter_ is not None]
     if not keys or keys[0] is None:
         return None

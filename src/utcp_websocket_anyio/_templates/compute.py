@@ -140,7 +140,7 @@ def _compile(value: Any, where: str, scope: Scope, found: list[Placeholder], *, 
 
 
 def _as(value: Mapping[str, Any], where: str, *, is_inside: bool) -> Callable[[bytes], str] | None:
-    """How bytes become text; None: not at all, where they are a part of something else."""
+    """The function that turns bytes into text; None where they stay bytes, as a part of another computation."""
     if "as" not in value:
         return None if is_inside else _AS["hex"]
     if not isinstance(value["as"], str) or value["as"] not in _AS:

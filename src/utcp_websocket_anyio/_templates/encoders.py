@@ -61,7 +61,7 @@ def json_text(value: Any) -> str:
     """JSON as `json.dumps` writes it by default, bytes as text.
 
     Raises:
-        ValueError: It is not a JSON value: NaN and Infinity, an object of another type, nested without end.
+        ValueError: The value is not a JSON value: NaN and Infinity, an object of another type, nested without end.
     """
     try:
         if type(value) is int:
@@ -103,7 +103,7 @@ def as_bytes(value: Any) -> bytes:
 
 
 def compile_encoder(source: str, *, of_time: bool) -> Encoder:
-    """What stands behind a ``|``.
+    """Compile an encoder, the part of a placeholder behind a ``|``.
 
     Args:
         of_time: True if it directly follows `now`, and so gets a time and not a text.

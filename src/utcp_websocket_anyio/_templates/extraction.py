@@ -31,7 +31,7 @@ _SLICE_LENGTH = 2
 
 
 class _NothingThereError(ResponseError):
-    """What was asked for is not in the message."""
+    """The message does not contain the requested part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class _Link:
 
 
 class Extraction(CompiledTemplate):
-    """Which part of a message is meant.
+    """Selects a part of a message.
 
     Attributes:
         is_text: True if it gives what a regular expression found, which is text; otherwise a value with its own type.
@@ -63,7 +63,7 @@ class Extraction(CompiledTemplate):
         """The part of the message.
 
         Raises:
-            ResponseError: It is not there, or a pattern took too long; or a value that the extraction names is
+            ResponseError: The part is not there, or a pattern took too long; or a value that the extraction names is
                 missing.
         """
         try:

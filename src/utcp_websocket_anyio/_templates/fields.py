@@ -23,14 +23,14 @@ Part: TypeAlias = Literal["handshake", "connection", "pool", "call", "discovery"
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What a field is for.
+    """The role of a field of the call template.
 
     Attributes:
-        part: What it belongs to: the handshake; the connection as long as it lasts (both together with the values of
+        part: Part it belongs to: the handshake; the connection as long as it lasts (both together with the values of
             URL and headers decide which calls share one); the pool that opens and keeps it; the call; or discovery.
-        words: What it makes happen, as a sentence with ``{}`` for its value. Two sentences, for true and false, where
+        words: Effect of the field, as a sentence with ``{}`` for its value. Two sentences, for true and false, where
             it is a boolean.
-        kind: How its value is put in words; also its shape, where it is an object (`shapes.SCHEMAS`).
+        kind: Way its value is put in words; also its shape, where it is an object (`shapes.SCHEMAS`).
         templated: True if the placeholders of a call work in it.
     """
 

@@ -51,9 +51,9 @@ class _Node:
     """A predicate over a message or over a value.
 
     Attributes:
-        matches: Called with the message or value, and the context.
-        wanted: What the template has there, for errors.
-        difference: Where it differs, given that it does; None: here, from `wanted`.
+        matches: Predicate of the message or value, and the context.
+        wanted: Text of what the template has there, for errors.
+        difference: Function for the place of a known difference; None: it is here, and from `wanted`.
         names_the_call: True if nothing matches without a value of the call's own, given the captures that are.
     """
 
@@ -69,7 +69,7 @@ class _Node:
 
 
 class Filter(CompiledTemplate):
-    """Which messages are meant.
+    """Selects messages.
 
     Attributes:
         key: The first place at which every message that matches has a value that is the call's own (`{{uuid}}` or
@@ -103,7 +103,7 @@ class Filter(CompiledTemplate):
         """Find out if the call's arguments can be put into the filter, before any message is there.
 
         Raises:
-            ValueError: One cannot.
+            ValueError: A value cannot be put in.
         """
         for try_out in self._try_out:
             try_out(context)
@@ -121,7 +121,7 @@ class Filter(CompiledTemplate):
         raise ResponseError(f"{self.where}: {reason}")
 
     def difference(self, message: Message, context: RenderContext) -> str:
-        """Where a message that is not meant differs: the place, and what the template has there.
+        """The place where a message that does not match differs, and what the template has there.
 
         No value of the message or of the call is in it.
         """
@@ -415,7 +415,7 @@ class _Compiler:
         return pattern
 
     def _tries(self, try_out: TryOut, value: str, where: str) -> None:
-        """Have the call's arguments tried before there is a message, if there are any."""
+        """Try the call's arguments, if there are any, before a message arrives."""
         found = placeholders_of(parse(value, where, self._scope))
         if any(one.kind in ("args", "args.", "$") for one in found):
             if any(one.is_late for one in found):
@@ -599,7 +599,7 @@ def _from_hex(text: str, where: str) -> bytes:
 
 
 def _shown(value: Any) -> str:
-    """What the template has, placeholders not put in."""
+    """The template's value as JSON, shortened, with its placeholders unfilled."""
     text = json.dumps(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 

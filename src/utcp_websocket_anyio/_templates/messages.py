@@ -64,7 +64,7 @@ class MessageTemplate(CompiledTemplate):
         """Find out, before there is a connection, if the call's values can be put in.
 
         Raises:
-            ValueError: One cannot.
+            ValueError: A value cannot be put in.
         """
         if self.is_static:
             return
@@ -340,4 +340,4 @@ DECODERS: Mapping[str, Callable[[str], bytes]] = {
     "hex": bytes.fromhex,
     "utf-8": utf8,
 }
-"""How text is read as bytes, by the name of the encoding."""
+"""Decoders from text to bytes, by the name of the encoding."""

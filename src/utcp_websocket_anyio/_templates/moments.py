@@ -50,10 +50,10 @@ class SendEach:
 
     Attributes:
         of: Gives a list, bytes, text (read by `encoding`), or anything that can be iterated.
-        message: For each `{{item}}`.
+        message: Message for each `{{item}}`.
         every: Seconds from one to the next; None: as fast as they go.
         chunk: Bytes of a piece, where `of` gives bytes; None: all in one.
-        encoding: How text is read as bytes (`messages.DECODERS`); None: text is not cut.
+        encoding: Encoding by which text is read as bytes (`messages.DECODERS`); None: text is not cut.
     """
 
     of: Template
@@ -66,7 +66,7 @@ class SendEach:
         """The bytes of a text.
 
         Raises:
-            ValueError: It is not what the encoding says.
+            ValueError: The text is not valid in the encoding.
         """
         encoding = self.encoding or "utf-8"
         try:
@@ -95,7 +95,7 @@ class Step:
 
     Attributes:
         where: Its place in the call template, for errors: `on_connect[1]`.
-        always: Of a step in `on_end`: also done after the expected number of responses.
+        always: True to run a step of `on_end` also after the expected number of responses.
         parts: All templates in it.
         arguments: The arguments that it needs, as in `CompiledTemplate`.
         captures: The captured values that it needs and does not make itself.
@@ -150,13 +150,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """How a stream goes on after its connection was lost.
+    """The way a stream continues after its connection was lost.
 
     Attributes:
         attempts: Failures in a row after which the last error is raised.
-        prepare: In place of the template's own; None: those. Likewise `on_connect`, `before` and `request`.
+        prepare: Steps in place of the template's own; None: those. The same for `on_connect`, `before` and `request`.
         not_after: Ranges of close codes, first and last, after which nothing is resumed.
-        gap_item: What is yielded in place of what was missed; rendered with `{{gap}}`.
+        gap_item: Item that is yielded in place of what was missed; rendered with `{{gap}}`.
         drops_captures: True if all is done anew, with nothing kept of what was captured.
     """
 
@@ -176,7 +176,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class ResumeChange:
-    """What `resume` of a message handler says of the streams that it moves.
+    """A message handler's `resume`: changes to the `resume` of the streams that it moves.
 
     Attributes:
         given: The members that it has; None where it is `true`.
@@ -187,7 +187,7 @@ class ResumeChange:
     members: Resume
 
     def applied_to(self, resume: Resume | None) -> Resume | None:
-        """How a stream moves, given its template's own `resume`; None: it cannot."""
+        """The `resume` of a stream that moves, given its template's own; None if it cannot move."""
         if self.given is None:
             return resume
         base = resume or Resume()
@@ -203,11 +203,11 @@ class ResumeChange:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MessageHandler:
-    """What is done with a message that matches, at any time.
+    """The actions for a message that matches, at any time.
 
     Attributes:
         deliver: True if calls see the message, too.
-        resume: How its streams move to a new connection; None: they do not.
+        resume: Way its streams move to a new connection; None: they do not.
     """
 
     where: str
@@ -240,7 +240,7 @@ class MessageHandler:
 
 @dataclass(frozen=True, slots=True)
 class ResponseHandler:
-    """What is done with each response: something is remembered of it, and it is acknowledged."""
+    """The actions for each response: capture parts of it, and acknowledge it."""
 
     capture: Captures
     send: MessageTemplate | None

@@ -41,7 +41,7 @@ def compile_pattern(pattern: str, where: str) -> Pattern:
         where: Its place in the call template, for errors.
 
     Raises:
-        ValueError: It is not one, or too long.
+        ValueError: The text is not a regular expression, or too long.
     """
     if len(pattern) > _MAX_LENGTH:
         raise ValueError(f"{where}: a regular expression may have {_MAX_LENGTH} characters at most")

@@ -64,10 +64,10 @@ _NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which placeholders a template may have, by its place in the call template.
+    """The placeholders that a template may have, by its place in the call template.
 
     Attributes:
-        arguments: Those of a call's arguments; discovery has none.
+        arguments: Placeholders of a call's arguments; discovery has none.
         message: ``{{message…}}``, the message that is handled.
         item: ``{{item…}}``, one of a list.
         gap: ``{{gap}}``, how long a stream was without a connection.
@@ -102,7 +102,7 @@ class MissingCaptureError(ValueError):
     """A captured value that was not captured (yet).
 
     Attributes:
-        name: Its name.
+        name: The placeholder's name.
     """
 
     def __init__(self, name: str) -> None:
@@ -111,13 +111,13 @@ class MissingCaptureError(ValueError):
 
 
 class RenderContext:
-    """What placeholders stand for in one step, one filter or one message. Immutable.
+    """The values of placeholders in one step, one filter or one message. Immutable.
 
     Attributes:
         args: The call's arguments.
         tool_name: The tool's name without its manual's.
         call_id: The number of this message on its connection.
-        captured: What steps have captured or computed.
+        captured: Values that steps have captured or computed.
         message: The message at hand.
         item: One of the items of a list.
         gap: Seconds that a stream was without a connection.
@@ -155,7 +155,7 @@ class RenderContext:
 
     @property
     def memo(self) -> dict[object, Any]:
-        """What was made of this call's values and is needed again, such as a compiled pattern, by its owner.
+        """Results computed from this call's values that are needed again, such as compiled patterns, by their owner.
 
         It ends with the call: no cache of the process may hold what belongs to a call.
         """
@@ -215,7 +215,7 @@ class RenderContext:
         """The same call in another step: with another message number, an instant and a step number of its own.
 
         Args:
-            next_step_id: Called once, and only if the step uses ``{{step_id}}``.
+            next_step_id: Function that is called once, and only if the step uses ``{{step_id}}``.
         """
         context: Any = self.replace(call_id=call_id, captured=captured)
         context._step = [None, next_step_id]
@@ -267,15 +267,15 @@ class Placeholder:
     """One placeholder.
 
     Attributes:
-        kind: What it names: an argument (``args.``), a captured value (``captured.``), a part of a message
+        kind: Kind of the value: an argument (``args.``), a captured value (``captured.``), a part of a message
             (``message.``) or item (``item.``), a name that may be an argument or a variable (``$``), a known value
             (``constant``), or one of the others by its name.
-        name: What follows the dot.
-        encoders: Those that it is piped through, as written.
+        name: Part after the dot.
+        encoders: Encoders that it is piped through, as written.
         is_optional: True if it stands for nothing (`ABSENT`) where its value is missing or null.
         is_typed: True if it keeps its JSON type where it stands alone.
         source: The placeholder as it was written.
-        value: What it stands for, with its JSON type. Raises `MissingArgumentError` where there is no such argument,
+        value: Function for its value, of its JSON type. Raises `MissingArgumentError` where there is no such argument,
             `MissingCaptureError` where nothing was captured, `ValueError` where an encoder cannot take the value.
     """
 
@@ -303,7 +303,7 @@ class Placeholder:
         return self.kind == "constant"
 
     def text(self, context: RenderContext) -> str:
-        """What it stands for, as a part of a longer text."""
+        """The value as part of a longer text."""
         return text_of(self.value(context))
 
 
@@ -314,7 +314,7 @@ def parse(text: str, where: str, scope: Scope = CALL) -> Parts:
         where: The string's place in the call template, for errors.
 
     Raises:
-        ValueError: It has a placeholder that does not exist or cannot stand here.
+        ValueError: The text has a placeholder that does not exist or cannot stand here.
     """
     if "{{" not in text and "$" not in text and "UTCP_ARG_" not in text:
         return (text,) if text else ()
@@ -376,7 +376,7 @@ def _stripped(pipe: str) -> str:
 
 
 def _kind(text: str, where: str, source: str) -> tuple[str, str, bool, Render] | None:
-    """What stands between the braces, before the encoders: kind, name, is it optional, and its value."""
+    """Parse the part between the braces and before the encoders: kind, name, is it optional, and its value."""
     named = _NAME.fullmatch(text)
     if named is not None:
         kind, path = named["kind"], named["path"]

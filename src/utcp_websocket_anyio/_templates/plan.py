@@ -55,7 +55,7 @@ AS_WRITTEN = frozenset({"captured.", "now"})
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConnectionSettings:
-    """How a connection is opened, kept and closed. Those with the same `key` are equal."""
+    """Settings for opening, keeping and closing a connection. Those with the same `key` are equal."""
 
     key: str
     subprotocols: tuple[Template, ...]
@@ -97,7 +97,7 @@ class ConnectionSettings:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """What calls must have in common to share connections.
+    """The identity of a group of connections: calls with equal endpoints may share them.
 
     URL and headers have captures and `{{now}}` as they are written: to compare, not to use (`Plan.handshake`). In a
     session only manual and session count.
@@ -143,7 +143,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """What one handshake is made with. Its `repr` shows nothing, as all of it may be secret."""
+    """The rendered values of one handshake. Its `repr` shows nothing, as all of it may be secret."""
 
     url: str
     headers: tuple[tuple[str, str], ...]
@@ -160,13 +160,13 @@ class Plan:
     Attributes:
         header_fields: Arguments that are sent as headers.
         request: The steps of the request; one with all arguments where the template has none, none for `listen_only`.
-        response_timeout: As given; None where it is not, which differs for calls and streams.
-        end_on_close: As given; None where it is not (`ends_on_close`).
+        response_timeout: Seconds as given; None: the default, which differs for calls and streams.
+        end_on_close: Value as given; None: the default (`ends_on_close`).
         arguments: The arguments without which the call cannot be made, as written.
-        session_arguments: Those of them that are needed on an open session, too.
+        session_arguments: Arguments that are needed on an open session, too.
         consumed: The arguments that go into URL and headers, and so not into a request without template.
         uses_call_id: True if request, filters or results depend on the call's number.
-        correlation: Where each message of the exchange has which value of the call; None: unknown.
+        correlation: Place at which each message of the exchange has a value of the call, and that value; None: unknown.
         knows_its_answers: True if no message that is another call's can be taken for one of this call's.
     """
 
@@ -230,7 +230,7 @@ class Plan:
         """The arguments that are needed and not there.
 
         Args:
-            on_open_session: Only what the call itself needs counts, as its session has a connection already.
+            on_open_session: True to ask only for what the call itself needs, as its session is connected already.
         """
         needed = self.session_arguments if on_open_session else self.arguments
         missing = needed - arguments.keys()
@@ -242,11 +242,11 @@ class Plan:
     def try_out(self, context: RenderContext) -> None:
         """Find out, before anything is opened, if the call's arguments can be put where the template has them.
 
-        All of the call is tried except URL and headers (`endpoint`) and what the request's steps send: whoever sends
+        All of the call is tried except URL and headers (`endpoint`) and what the request's steps send: the sender of
         that encodes or binds it anyway.
 
         Raises:
-            ValueError: One cannot.
+            ValueError: A value cannot be put in.
         """
         for try_out in self._try_outs:
             try_out(context)
@@ -267,7 +267,7 @@ class Plan:
         return None if value is ABSENT or value is None else text_of(value) or None
 
     def endpoint(self, context: RenderContext, manual: str) -> Endpoint:
-        """Where the call goes.
+        """The endpoint of the call.
 
         Raises:
             ValueError: A value cannot be put into URL or headers.
@@ -289,7 +289,7 @@ class Plan:
         return endpoint
 
     def handshake(self, context: RenderContext) -> Handshake:
-        """What the handshake is made with.
+        """The values of the handshake.
 
         Args:
             context: The call's arguments, and what `prepare` has captured.
@@ -379,13 +379,13 @@ class Plan:
         return not self.request
 
     def expected(self, *, streaming: bool) -> int | None:
-        """How many responses the exchange has; None: as many as come before its end."""
+        """The number of responses of the exchange; None: as many as come before its end."""
         if self.expected_responses is None:
             return None if streaming else 1
         return None if self.expected_responses < 0 else self.expected_responses
 
     def ends_on_close(self, *, streaming: bool) -> Literal["normal", "any", "never"]:
-        """Which closes by the server end an open-ended exchange without an error."""
+        """The closes by the server that end an open-ended exchange without an error."""
         if self.end_on_close is not None:
             return self.end_on_close
         return "never" if streaming and self.resume is not None else "normal"

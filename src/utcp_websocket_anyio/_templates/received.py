@@ -14,7 +14,7 @@ _UNSET: Any = object()
 class ResponseError(Exception):
     """A message is not what the call template says it is.
 
-    It knows nothing of the endpoint; whoever runs the exchange turns it into the caller's error. It shows at most the
+    It knows nothing of the endpoint; the exchange turns it into the caller's error. It shows at most the
     first 100 characters of the message.
     """
 
@@ -23,7 +23,7 @@ class Message:
     """A text or binary message, or one record of it. Its JSON is parsed at most once, and only when asked for.
 
     Args:
-        data: As received.
+        data: Message as received.
         frame: ``"text"`` or ``"binary"``: how it came. A record of a binary message may be text.
     """
 
@@ -66,7 +66,7 @@ class Message:
         """The message as JSON; a binary one is taken as UTF-8.
 
         Raises:
-            ResponseError: It is not JSON as `json.loads` reads it.
+            ResponseError: The message is not JSON as `json.loads` reads it.
         """
         parsed = self._json
         if parsed is _UNSET:
@@ -79,7 +79,7 @@ class Message:
         """The message as text.
 
         Raises:
-            ResponseError: It is binary and not UTF-8.
+            ResponseError: The message is binary and not UTF-8.
         """
         text = self.text_or_none()
         if text is None:

@@ -91,10 +91,10 @@ class Incoming:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """What is done with each message that is sent.
+    """The transformation of each message that is sent.
 
     Attributes:
-        suffix: Put behind text.
+        suffix: Text that is appended to text messages.
         frame: ``"binary"``: text goes in binary frames.
         fragment: Bytes of a frame; longer messages go in several. None: never.
     """

@@ -33,7 +33,7 @@ _MAX_SECONDS = 0.5
 """Processor time of one run. A message of a megabyte takes a tenth of that."""
 
 _WORK_PER_LOOK = 500
-"""How much work is done from one look at the clock to the next."""
+"""Units of work between two looks at the clock."""
 
 _MARK = secrets.token_hex(16)
 _MARKED = re.compile(rf"{_MARK}:(\d+):")
@@ -54,7 +54,7 @@ class Selection(CompiledTemplate):
         self._tree = tree
 
     def search(self, value: Any, context: RenderContext) -> Any:
-        """What the expression gives for a JSON value.
+        """The result of the expression for a JSON value.
 
         Raises:
             ResponseError: It failed on this value, such as by a type error.
@@ -77,7 +77,7 @@ class Selection(CompiledTemplate):
         """Find out if the call's values can be put in.
 
         Raises:
-            ValueError: One cannot.
+            ValueError: A value cannot be put in.
         """
         for placeholder in self._placeholders:
             if not placeholder.is_late:
@@ -106,7 +106,7 @@ def compile_selection(value: Any, where: str, scope: Scope) -> Selection:
     """Compile a JMESPath expression.
 
     Raises:
-        ValueError: It is not one.
+        ValueError: The text is not a JMESPath expression.
     """
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{where}: must be a JMESPath expression (string)")
@@ -186,7 +186,7 @@ def _with_placeholders(node: Any) -> Any:
 
 
 def _marked(value: Any) -> Any:
-    """What makes a literal out of the values of placeholders; None where there is no mark in it."""
+    """A function that fills a literal with the values of placeholders; None if there is no mark in it."""
     if isinstance(value, str):
         whole = _MARKED.fullmatch(value)
         if whole is not None:
@@ -254,7 +254,7 @@ _FUNCTIONS = frozenset(jmespath.functions.Functions.FUNCTION_TABLE)
 
 
 def _check_functions(node: Any, where: str) -> None:
-    """What would fail on every message is an error now."""
+    """Raise an error now for a function that would fail on every message."""
     if not isinstance(node, dict):
         return
     if node["type"] == "function_expression" and node["value"] not in _FUNCTIONS:

@@ -143,7 +143,7 @@ def check_members(value: Any, kind: str, where: str) -> None:
     """Refuse what is not an object of a kind.
 
     Raises:
-        ValueError: It is not an object, or has a member that does not exist; the text names the nearest.
+        ValueError: The value is not an object, or has an unknown member; the text names the nearest known one.
     """
     members = SHAPES[kind]
     if not isinstance(value, dict):

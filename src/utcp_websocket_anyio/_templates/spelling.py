@@ -1,4 +1,4 @@
-"""Names that somebody wrote, beside the names that there are: what was probably meant."""
+"""Suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def unknown_name(name: object, known: Iterable[str], what: str) -> str:
 
 
 def known_names(name: object, known: Iterable[str]) -> str:
-    """What there is in place of a name that does not exist: the nearest one, or all."""
+    """A hint for a name that does not exist: the nearest known name, or all of them."""
     names = list(known)
     nearest = difflib.get_close_matches(str(name)[:_MAX_SHOWN], names, n=1, cutoff=0.7)
     return f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(names)}"

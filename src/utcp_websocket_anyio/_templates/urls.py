@@ -105,7 +105,7 @@ def compile_url(url: str, where: str, scope: Scope = CALL) -> UrlTemplate:
 
 
 def _split(parts: Parts, where: str) -> tuple[list[str | Placeholder], list[str | Placeholder]]:
-    """What stands before the path, and the rest."""
+    """Split into the parts before the path, and the rest."""
     before: list[str | Placeholder] = []
     rest = list(parts)
     text = ""

@@ -39,7 +39,7 @@ _UNIQUE = frozenset({"uuid", "call_id", "step_id"})
 
 
 class CompiledTemplate:
-    """What is known of any compiled template.
+    """Properties of every compiled template.
 
     Attributes:
         where: Its place in the call template, for errors.
@@ -121,9 +121,9 @@ class Slot:
 
     Attributes:
         fill: Gives its text.
-        placeholders: What the text is made of.
+        placeholders: Parts of the text.
         is_late: True if it takes a connection to know the text.
-        is_mixed: True if something of the call is in it nevertheless.
+        is_mixed: True if it still contains a value of the call.
     """
 
     __slots__ = ("fill", "is_late", "is_mixed", "placeholders")
@@ -139,7 +139,7 @@ class Slot:
         """Find out, before there is a connection, if the call's values can be put in.
 
         Raises:
-            ValueError: One cannot.
+            ValueError: A value cannot be put in.
         """
         if not self.is_late:
             self.fill(context)
@@ -156,7 +156,7 @@ def compile_template(value: Any, where: str, scope: Scope = CALL) -> Template:
         where: Its place in the call template, for errors.
 
     Raises:
-        ValueError: It has a placeholder that does not exist or cannot stand here.
+        ValueError: The text has a placeholder that does not exist or cannot stand here.
     """
     found: list[Placeholder] = []
     render = compile_renderer(value, where, scope, found)
@@ -243,7 +243,7 @@ def compile_number(value: Any, where: str, scope: Scope = CALL) -> float | Templ
     """A positive number, or a template that gives one.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: The value is of another kind.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if 0 < value < math.inf:
