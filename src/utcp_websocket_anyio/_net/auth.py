@@ -4,8 +4,8 @@ A `TokenCache` belongs to one protocol object, which may be used from several ev
 One token request serves all of them. The cases, for a caller that needs a token:
 
 - there is one that lasts another 30 seconds: it is used;
-- nobody is fetching one: this caller *leads*, and fetches it in its own task, within its own time limit;
-- somebody is: this caller *follows*, and waits to be woken. A leader that fails tells its followers the error; one that
+- none is being fetched: this caller *leads*, and fetches it in its own task, within its own time limit;
+- one is: this caller *follows*, and waits to be woken. A leader that fails tells its followers the error; one that
   is cancelled tells them nothing, and the first of them that runs leads. A leader in another event loop may never be
   heard of again (its loop was stopped, or the process was forked from it), so a follower there waits for a few
   seconds only, and then leads as well.
@@ -89,7 +89,7 @@ _REFUSALS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What an authentication adds to a handshake."""
+    """The headers and query parameters that an authentication adds to a handshake."""
 
     headers: Pairs = ()
     query: Pairs = ()
@@ -233,13 +233,13 @@ class TokenCache:
 
         Args:
             network: The way to the token endpoint.
-            endpoint: What the token is for, as errors show it.
+            endpoint: URL that the token is for, as errors show it.
 
         Raises:
             WebSocketAuthError: The token endpoint refuses the credentials, or gives no usable token.
             WebSocketConnectionError: It could not be asked, redirected, is busy (429), or failed (5xx).
             WebSocketProtocolError: Its answer is too long, or not encoded as it says.
-            WebSocketSecurityError: It is not at an address that may be asked.
+            WebSocketSecurityError: The token server's address is not allowed.
         """
         key = credential_key(auth)
         avoided: _Fetch | None = None

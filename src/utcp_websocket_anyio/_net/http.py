@@ -46,7 +46,7 @@ Pairs = Iterable[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server answered.
+    """The answer of a server.
 
     Attributes:
         status: Never that of a redirect.
@@ -99,10 +99,10 @@ async def request(
 
     Args:
         network: The way there, and how TLS is verified.
-        what: What the request is, for errors: ``token request``, ``step 1 of prepare``.
-        endpoint: What errors name as their endpoint; None: the URL.
+        what: Name of the request, for errors: ``token request``, ``step 1 of prepare``.
+        endpoint: Endpoint that errors name; None: the URL.
         headers: Checked here as those of a handshake are. One that is given replaces what httpx would add.
-        query: Added to the URL's own, percent-encoded.
+        query: Parameters that are added to the URL's own, percent-encoded.
         json: Sent as JSON, if it is not None.
         form: Sent as ``application/x-www-form-urlencoded``.
         body: Sent as it is. At most one of `json`, `form` and `body` is given.
@@ -156,7 +156,7 @@ def may_come_right(status: int) -> bool:
 
 
 def seconds_to_wait(retry_after: str | None) -> float | None:
-    """What a ``Retry-After`` says (RFC 9110, section 10.2.3): a number of seconds, or a date."""
+    """The seconds to wait by a ``Retry-After`` header (RFC 9110, section 10.2.3), which has a number or a date."""
     if retry_after is None:
         return None
     if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < 10:
@@ -238,7 +238,7 @@ def _completed(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         else:
             others.append((name, value))
     given.setdefault("accept", ("Accept", "application/json"))
-    # Some servers refuse who does not say a name.
+    # Some servers refuse clients without a User-Agent.
     given.setdefault("user-agent", ("User-Agent", "utcp-websocket-anyio"))
     # What else there is could not be decompressed within a limit.
     given["accept-encoding"] = ("Accept-Encoding", "gzip")

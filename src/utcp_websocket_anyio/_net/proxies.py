@@ -1,4 +1,4 @@
-"""Which proxy leads to a host: one that the user names, or what the environment says.
+"""The choice of the proxy for a host: one that the user names, or the environment's.
 
 The environment is read as `websockets` and httpx read it. The variables are asked for in this order, each in lower case
 before upper case, as `urllib.request.getproxies` does (which also knows the settings of macOS and Windows)::
@@ -40,7 +40,7 @@ _WITH_PORT = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]*):(?P<port>[0-9]{1,5})")
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy, and what it is told about who asks.
+    """A proxy, and the credentials for it.
 
     Attributes:
         scheme: ``http``, ``https`` (HTTP CONNECT over TLS), ``socks5`` or ``socks5h``.
@@ -72,10 +72,10 @@ class Proxy:
         """Read a proxy's URL.
 
         Args:
-            where: Where it stands, for errors.
+            where: Name of its setting, for errors.
 
         Raises:
-            ValueError: It is not one that can be used; the text shows nothing of it but the scheme.
+            ValueError: The proxy's URL cannot be used; the text shows nothing of it except the scheme.
         """
         try:
             parts = urlsplit(url)
@@ -102,7 +102,7 @@ def proxy_of_environment(scheme: str, host: str, port: int) -> Proxy | None:
     """The proxy that the environment names for a host, if any.
 
     Args:
-        scheme: That of the URL: ``ws``, ``wss``, ``http`` or ``https``.
+        scheme: Scheme of the URL: ``ws``, ``wss``, ``http`` or ``https``.
 
     Raises:
         ValueError: It names one that cannot be used. Going without would be what it was set against.

@@ -2,7 +2,7 @@
 
 The system's resolver blocks, for as long as a name server takes to answer, and so it needs threads. They are this
 module's own: in the event loop's default executor a few slow names would hold up what an application does there. One
-lookup at a time is made for a name, whoever and however many ask for it, on whichever event loop; and the number of
+lookup at a time is made for a name, however many callers ask for it, on whichever event loop; and the number of
 lookups at once is bounded. Addresses in figures and `localhost` (RFC 6761, section 6.3) need no lookup.
 """
 
@@ -23,7 +23,7 @@ Address = tuple[socket.AddressFamily, Any]
 
 _MAX_LOOKUPS: Final = 32
 
-# Whoever listens on both is reached on either; where only one answers, the other one refuses at once.
+# A server that listens on both is reached on either; where only one answers, the other one refuses at once.
 _LOCALHOST: Final[tuple[tuple[socket.AddressFamily, str], ...]] = (
     (socket.AF_INET, "127.0.0.1"),
     (socket.AF_INET6, "::1"),
@@ -34,7 +34,7 @@ async def resolve(host: str, port: int) -> list[Address]:
     """The addresses of a host, best first.
 
     Raises:
-        OSError: It has none.
+        OSError: The name has no address.
     """
     if host.removesuffix(".") == "localhost":
         return [

@@ -77,7 +77,7 @@ _DATA_KEYS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a URL leads: the host as it is to be resolved, lower case and without brackets, and the port."""
+    """The host and port of a URL; the host as it should be resolved, in lower case and without brackets."""
 
     secure: bool
     host: str
@@ -94,7 +94,7 @@ def split_address(url: str, schemes: tuple[str, str] = ("ws", "wss"), *, what: s
 
     Args:
         schemes: The plain one and the secure one.
-        what: What the URL is, for errors.
+        what: Name of the URL, for errors.
 
     Raises:
         WebSocketSecurityError: It has another scheme, user information, no host, or a form that parsers read
@@ -136,7 +136,7 @@ def check_http_url(url: str, what: str) -> Address:
     """The same rule for ``https://`` and ``http://``.
 
     Args:
-        what: What the URL is, for errors.
+        what: Name of the URL, for errors.
 
     Returns:
         Where it leads.
@@ -182,7 +182,7 @@ def is_loopback(url: str) -> bool:
 
 
 def names_own_network(url: str) -> str | None:
-    """What a URL names of the user's own: ``"loopback"``, ``"trusted-host"``, or None."""
+    """The kind of user-owned host that a URL names: ``"loopback"``, ``"trusted-host"``, or None for neither."""
     hosts = _possible_hosts(url)
     if any(map(is_local, hosts)):
         return "loopback"
@@ -219,18 +219,18 @@ def check_manual_origin(origin: str, tools: Iterable[Tool]) -> None:
 
 
 def check_captured_url(url: str, source: str, where: str) -> None:
-    """A URL that a server said may not lead from somewhere else to the user's own machine, or to a host of their own.
+    """Check that a URL named by a remote server does not lead to the user's own machine or to a host of their own.
 
-    What the user wrote may name loopback; what a remote server answers is no better than what its manual may say.
-    Whether it may be connected to at all is checked where it is.
+    A URL that the user wrote may name loopback; one that a remote server answers has only the rights of its manual.
+    Whether it may be connected to at all is decided by `check_websocket_url` and `check_http_url`.
 
     Args:
-        url: What came of it.
+        url: The URL that was named, in full.
         source: The URL that it was captured from.
-        where: Where it is used, for errors.
+        where: Place in the call template, for errors.
 
     Raises:
-        WebSocketSecurityError: It does; the text shows no more of it than `display_url`.
+        WebSocketSecurityError: The URL leads there; the text shows no more of it than `display_url`.
     """
     origin = _literal_host(source)
     if origin is not None and (is_literal_loopback(origin) or _literal_host(url) == origin):
@@ -255,7 +255,7 @@ def check_handshake(headers: Iterable[tuple[str, str]], subprotocols: Iterable[s
     """All that a call template, its arguments, credentials and captures put into a handshake, besides the URL.
 
     Args:
-        endpoint: As errors show it.
+        endpoint: URL as errors show it.
 
     Raises:
         WebSocketSecurityError: Something of it could change the handshake; no value is shown.
@@ -268,13 +268,13 @@ def check_handshake(headers: Iterable[tuple[str, str]], subprotocols: Iterable[s
 
 
 def check_subprotocol(subprotocol: str, where: str = "protocol") -> None:
-    """A subprotocol is a token (RFC 6455, section 4.1; RFC 9110, section 5.6.2).
+    """Check that a subprotocol is a token (RFC 6455, section 4.1; RFC 9110, section 5.6.2).
 
     Args:
-        where: Where it stands, for errors.
+        where: Place in the call template, for errors.
 
     Raises:
-        WebSocketSecurityError: It is not. It may be a secret, so it is not shown.
+        WebSocketSecurityError: The subprotocol is not a token. It may be a secret, so it is not shown.
     """
     if not _TOKEN.fullmatch(subprotocol):
         raise WebSocketSecurityError(

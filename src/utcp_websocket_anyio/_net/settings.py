@@ -1,4 +1,4 @@
-"""How this process reaches the network: the user's settings, which no call template or manual can change.
+"""This process's network settings: they are the user's, and no call template or manual can change them.
 
 `NetworkSettings` are given to one protocol object or client, or, with `configure`, to the whole process. Two members
 are asked for before any client sees a call template, when it is validated:
@@ -31,7 +31,7 @@ _SECRETS = ("client_key_password",)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class NetworkSettings:
-    """How connections, token, discovery and ``http`` step requests reach the network.
+    """Network settings of connections and of token, discovery and ``http`` step requests.
 
     They are checked when they are made, the files included, and cannot be changed afterwards.
 
@@ -42,15 +42,15 @@ class NetworkSettings:
             settings where there are any); None: no proxy. Loopback is never reached through a proxy.
         ca_file: Certificates (PEM) that are trusted beside those of the system's store.
         client_cert: The client's certificate chain (PEM), for servers that ask for one.
-        client_key: Its private key (PEM), where that is not in `client_cert`.
-        client_key_password: What the key is encrypted with.
+        client_key: Private key of the certificate (PEM), if it is not in `client_cert`.
+        client_key_password: Password of the encrypted key.
         trusted_hosts: Names, addresses and networks (``"nas.home"``, ``"192.168.0.0/16"``) to which plain ``ws://``
             and ``http://`` are allowed because you trust the way there. Only those given to `configure` count.
         unix_sockets: Host names of ``ws://`` and ``http://`` URLs that stand for a Unix domain socket, with its path.
         max_idle_connections: Idle connections that a protocol object keeps open over all endpoints.
 
     Raises:
-        ValueError: One of them cannot be used; the text names it and shows no secret.
+        ValueError: A setting cannot be used; the text names it and shows no secret.
     """
 
     proxy: str | None = ENVIRONMENT
@@ -155,7 +155,7 @@ def configure(settings: NetworkSettings) -> None:
 
 
 def current_settings() -> NetworkSettings:
-    """What `configure` was given last."""
+    """The settings last passed to `configure`."""
     return _process_settings
 
 

@@ -121,7 +121,7 @@ class ByteStream(Protocol):
         """
 
     async def receive(self, max_bytes: int = _CHUNK, /) -> bytes:
-        """What has come; nothing at the end.
+        """Receive what has arrived; empty at the end.
 
         Raises:
             OSError: The connection is lost.
@@ -157,9 +157,9 @@ class TLSSession:
     """TLS on the client's side, as plain state that can change hands.
 
     Attributes:
-        incoming: What was received and not decrypted.
-        outgoing: What was encrypted and not sent.
-        object: What stands between them.
+        incoming: Data that was received and not decrypted.
+        outgoing: Data that was encrypted and not sent.
+        object: The TLS state between them.
     """
 
     context: ssl.SSLContext
@@ -175,7 +175,7 @@ class TLSSession:
 class TLSStream:
     """A stream through TLS.
 
-    It reads one TLS record at a time, and so never a part of one: who takes over the session finds it between two.
+    It reads one TLS record at a time, and so never a part of one: the next owner of the session finds it between two.
     """
 
     def __init__(self, stream: ByteStream, session: TLSSession) -> None:
@@ -186,7 +186,7 @@ class TLSStream:
         """Agree with the other end, and verify it.
 
         Raises:
-            ssl.SSLError: It is not trusted, or does not speak TLS.
+            ssl.SSLError: The server is not trusted, or does not speak TLS.
             OSError: The connection is lost.
         """
         await self._until_done(self.session.object.do_handshake)
@@ -198,7 +198,7 @@ class TLSStream:
             rest = rest[await self._until_done(self.session.object.write, rest) :]
 
     async def receive(self, max_bytes: int = _CHUNK) -> bytes:
-        """As `ByteStream.receive`. A connection that is closed without TLS's own farewell has ended, too."""
+        """As `ByteStream.receive`. A connection closed without a TLS close_notify counts as ended, too."""
         try:
             data: bytes = await self._until_done(self.session.object.read, max_bytes)
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
@@ -215,7 +215,7 @@ class TLSStream:
                 if not await self._read_record():
                     session.incoming.write_eof()
             except ssl.SSLError:
-                # What is to be said about it: an alert.
+                # The alert that reports the failure.
                 await self._flush()  # noqa: ASYNC120 - cancelled, it is cancelled
                 raise
             else:

@@ -43,7 +43,7 @@ __all__ = ["Network", "Opened", "Route", "connection_failure", "default_context"
 _log = logging.getLogger(__name__)
 
 _HUNG_UP = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
-"""Not TLS failed, but what is below it."""
+"""Errors of the layer below TLS rather than of TLS itself."""
 
 _MAX_PROXY_ANSWER = 64 * 1024
 
@@ -75,11 +75,11 @@ class Route:
 
 
 class Network:
-    """How one protocol object reaches the network.
+    """The network access of one protocol object.
 
     Args:
         settings: None: those that `configure` set, or the defaults.
-        ssl_context: For every TLS connection, the proxy's included, and used as it is; None: made of the settings.
+        ssl_context: Context of every TLS connection, the proxy's included, used as it is; None: made of the settings.
 
     Raises:
         ValueError: Both an `ssl_context` and certificates in the settings are given.
@@ -116,7 +116,7 @@ class Network:
 
         Args:
             scheme: ``ws`` or ``http``, for both the plain and the secure one.
-            endpoint: As errors show it.
+            endpoint: URL as errors show it.
 
         Raises:
             WebSocketSecurityError: Without TLS there is none.
@@ -160,12 +160,12 @@ def default_context() -> ssl.SSLContext:
 async def open_tunnel(
     stream: ByteStream, proxy: Proxy, address: Address, endpoint: str, *, what: str = "cannot connect"
 ) -> None:
-    """Have a proxy connect to an address; afterwards the stream leads there.
+    """Ask a proxy to connect to an address; afterwards the stream leads there.
 
     Args:
         stream: Connected to the proxy, through TLS where the proxy is asked for over it. It is not closed.
-        endpoint: As errors show it.
-        what: How the text of an error begins.
+        endpoint: URL as errors show it.
+        what: Beginning of the text of an error.
 
     Raises:
         WebSocketConnectionError: The proxy did not connect, or what it says is not the proxy's protocol.
@@ -204,7 +204,7 @@ async def open_tunnel(
 
 
 def _refusal(proxy: Proxy, code: int | None, *, ended: bool) -> tuple[str, bool]:
-    """What a proxy said, and whether asking again may help. Its own words are not shown: they may quote the request."""
+    """The reason of a proxy's refusal, without its text, which may quote the request; True if a retry may help."""
     if code is None:
         if ended:
             return "closed the connection", True
@@ -231,7 +231,7 @@ class _ProxyTalk:
     """The stream that python-socks speaks over; `connect` hands it over as if it were another proxy's.
 
     Not a byte is taken that comes behind the proxy's answer. The client speaks first in every protocol that is
-    tunnelled, so more than that is a fault.
+    tunnelled, so more than that is an error.
 
     Attributes:
         ended: True if the proxy has closed.
@@ -270,7 +270,7 @@ class _ProxyTalk:
         return self._take(n)
 
     async def close(self) -> None:
-        """It is closed by who opened it."""
+        """Do nothing: the opener of the connection closes it."""
 
     async def _receive(self) -> bool:
         data = await self._stream.receive(_MAX_PROXY_ANSWER)
@@ -302,7 +302,7 @@ class Opened:
     Attributes:
         socket: Connected and non-blocking.
         proxy_session: All that goes over the socket goes through this TLS session with the proxy; None: nothing does.
-        leg: How the text of an error begins that happens from here on.
+        leg: Beginning of the text of an error that happens from here on.
     """
 
     socket: socket.socket
@@ -316,8 +316,8 @@ async def open_socket(route: Route, network: Network, endpoint: str, *, what: st
     Cancelling it leaves nothing open.
 
     Args:
-        endpoint: As errors show it.
-        what: How the text of an error begins.
+        endpoint: URL as errors show it.
+        what: Beginning of the text of an error.
 
     Raises:
         WebSocketConnectionError: There is no connection.
@@ -365,8 +365,8 @@ def connection_failure(
     """The error for a failure of DNS, TCP or TLS; it says what failed, and nothing of what was sent.
 
     Args:
-        what: How its text begins.
-        lost: What it says where nothing better is known.
+        what: Beginning of its text.
+        lost: Reason that it gives if none is known.
     """
     causes = list(_causes(error))
     for cause in causes:

@@ -40,7 +40,7 @@ class Wakeup:
         await self._event.wait()
 
     def set(self) -> None:
-        """Wake who waits. Does nothing if its event loop has ended: nobody waits there any more."""
+        """Wake the waiting task. Does nothing if its event loop has ended, which has no tasks any more."""
         # asyncio's "Event loop is closed", and trio's RunFinishedError.
         with suppress(RuntimeError):
             self._call_soon(self._event.set)
