@@ -305,7 +305,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
         ({**call("echo"), "tool_name": {}}, 1, "there is no tool whose name is not a string"),
         ({**call("echo"), "arguments": [1]}, 1, "wrong arguments: Input should be a valid dictionary"),
         ({**call("echo"), "arguments": None}, 1, "wrong arguments: numbers: Field required"),
-        (call("echo", numbers=["a"] * 5000), 1, "wrong arguments: 5000 faults"),
+        (call("echo", numbers=["a"] * 5000), 1, "wrong arguments: 5000 errors"),
         (call("echo", **{"k" * 5000: 1}), 1, "wrong arguments: numbers: Field required; " + "k" * 200 + "..."),
     ],
 )

@@ -1,4 +1,4 @@
-"""Who may connect to a tool server.
+"""The rules for admitting clients to a tool server.
 
 A tool server on loopback is reachable for everything that runs on the machine, and that includes the pages in its
 browser: a page of any site may open a WebSocket to 127.0.0.1, and no same-origin policy stands in the way. Three checks
@@ -40,8 +40,8 @@ class Admission:
 
     Args:
         hosts: Names and addresses of the server, besides those that it knows.
-        origins: Of pages that may connect: ``scheme://host[:port]``, or ``null``.
-        token: What every client has to know; None: nothing.
+        origins: Origins of pages that may connect: ``scheme://host[:port]``, or ``null``.
+        token: Token that every client must send; None: none is needed.
 
     Raises:
         ValueError: One of them could never match.

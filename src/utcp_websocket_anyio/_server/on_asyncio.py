@@ -2,7 +2,7 @@
 
 `websockets` has a server of its own, which starts a task for each client, outside of every task group, and cannot end
 before the slowest TLS handshake does. So only its connections are used: clients are accepted here, each is served by a
-task of the server's task group, and cancelling that is all there is to ending.
+task of the server's task group, and cancelling that group ends the server.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _handshake(request: Request, client: ServerConnection) -> Handshake:
 
 
 class _NoServer:
-    """What a `ServerConnection` asks of the server that it usually belongs to."""
+    """Stand-in for the server that a `ServerConnection` usually belongs to."""
 
     @staticmethod
     def is_serving() -> bool:
@@ -143,7 +143,7 @@ class _Client(ServerConnection):
     """A client, from the first byte on.
 
     Attributes:
-        handshake_seen: What it asked for.
+        handshake_seen: The client's opening request.
         received: Bytes so far.
         sending: Bytes of the messages that wait to be written.
     """

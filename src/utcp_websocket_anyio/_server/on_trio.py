@@ -123,7 +123,7 @@ class _ReaderNursery:
 async def _accept(stream: _CountedStream, reading: trio.Nursery, carrier: Carrier) -> None:
     try:
         with trio.fail_after(HANDSHAKE_TIME) as scope:
-            # A client whose request is nonsense is answered and left by the reader, which tells nobody.
+            # The reader answers a client whose request is nonsense and leaves, without an event.
             stream.when_closed = scope.cancel
             request = await wrap_server_stream(
                 reading,
@@ -183,8 +183,8 @@ class _CountedStream(trio.abc.Stream):
         count: Bytes read and written so far.
         is_writing: A write has begun and not come to its end: after a cancellation, half a frame is out.
         is_too_much: The client has sent more than it may.
-        when_closed: Called when there will be no more to read, or trio-websocket closes the stream.
-        check: Called before each read.
+        when_closed: Callback for the end of what can be read, or when trio-websocket closes the stream.
+        check: Callback before each read.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -207,7 +207,7 @@ class _CountedStream(trio.abc.Stream):
         return tcp
 
     def abort(self) -> None:
-        """Close the socket at once; whoever waits for it is told."""
+        """Close the socket at once, and wake the task that waits for it."""
         self._tcp.socket.close()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:

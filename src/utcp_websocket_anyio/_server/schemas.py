@@ -27,7 +27,7 @@ _MAX_SIZE = 1_000_000
 
 
 def inputs_of(function: Callable[..., Any], name: str) -> tuple[TypeAdapter[dict[str, Any]], dict[str, Any]]:
-    """What validates a function's arguments, and their schema.
+    """A validator of a function's arguments, and their schema.
 
     Args:
         name: Name of the schema; errors begin with it.
@@ -97,7 +97,7 @@ def _placed(part: Any, definitions: Mapping[str, Any], inside: tuple[str, ...], 
 
     Args:
         inside: The definitions that it is a part of.
-        budget: How many parts there may still be. Models that name each other twice grow with every level.
+        budget: Number of further parts allowed. Models that name each other twice grow with every level.
     """
     budget[0] -= 1
     if budget[0] < 0:

@@ -1,8 +1,8 @@
 """`ToolServer`: Python functions as UTCP tools, published over WebSocket.
 
 The server runs on trio and on asyncio. What it does is the same on both and stands in modules that know neither:
-`admission` says who may connect, `session` serves one connection, `tools` knows what a function is. Two modules carry
-the messages, one for each event loop; `transport` is the seam between.
+`admission` decides which clients may connect, `session` serves one connection, `tools` knows what a function is. Two
+modules carry the messages, one for each event loop; `transport` is the seam between.
 """
 
 from __future__ import annotations
@@ -64,18 +64,18 @@ class ToolServer:
 
     Args:
         name: Name of the server, for logs.
-        token: What clients must send, as ``Authorization: Bearer …`` or ``?token=…``. A client that has done so finds
-            it in the manual, as the credentials of each tool.
+        token: Token that clients must send, as ``Authorization: Bearer …`` or ``?token=…``. A client that has done so
+            finds it in the manual, as the credentials of each tool.
         origins: Origins of pages that may connect, such as ``http://localhost:3000``. A page of any other is refused.
-        hosts: Further names and addresses of the server. A handshake is refused if its ``Host`` is none of them, nor
-            the address that the client has reached, the host that is served, the machine's name or, there,
+        hosts: Further names and addresses of the server. A handshake is refused if its ``Host`` is neither one of them
+            nor the address that the client has reached, the host that is served, the machine's name or, there,
             ``localhost``.
         max_calls: Calls at once on one connection; the next one waits.
         max_message_size: Longest incoming message, in bytes. Together, the messages that one connection has in
             progress may have as many; the next one waits.
         ping_interval: Seconds between two pings to each client; None: no pings.
         pong_timeout: Seconds without a sign of life after which a client is dead.
-        ssl_context: To serve ``wss://``.
+        ssl_context: TLS context, to serve ``wss://``.
 
     Raises:
         ValueError: A value is not possible.
@@ -122,10 +122,10 @@ class ToolServer:
 
     @property
     def url(self) -> str:
-        """Where the tools are, once it is serving.
+        """The URL of the tools, once it is serving.
 
         Raises:
-            RuntimeError: It is not.
+            RuntimeError: The server is not serving.
         """
         if self._url is None:
             raise RuntimeError(
@@ -135,10 +135,10 @@ class ToolServer:
 
     @property
     def audience(self) -> str:
-        """Who can call the tools, in words, once it is serving.
+        """A sentence that says who can call the tools, once it is serving.
 
         Raises:
-            RuntimeError: It is not.
+            RuntimeError: The server is not serving.
         """
         if not self._addresses:
             raise RuntimeError("the server is not serving")
@@ -178,7 +178,7 @@ class ToolServer:
         Args:
             name: Name of the tool; defaults to the function's name.
             description: Description of the tool; defaults to the docstring.
-            tags: For searching.
+            tags: Tags of the tool, for searching.
             timeout: Seconds that a client should wait for the whole response (`response_timeout`).
 
         Returns:
@@ -196,7 +196,7 @@ class ToolServer:
         self._tools[name] = as_tool(function, name=name, description=description, tags=tags, timeout=timeout)
         return function
 
-    async def serve(  # noqa: ASYNC128 - handed on to the one who knows when it listens
+    async def serve(  # noqa: ASYNC128 - passed on to the backend, which knows when it listens
         self, host: str, port: int, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve until cancelled. Cancelling it cancels the calls and closes the connections (code 1001, within 2 s).
@@ -207,7 +207,7 @@ class ToolServer:
 
         Raises:
             OSError: It cannot listen there.
-            RuntimeError: It is serving already.
+            RuntimeError: The server is serving already.
         """
         if self._url is not None:
             raise RuntimeError(f"the server is serving already, at {self._url}")
@@ -240,7 +240,7 @@ class ToolServer:
         """The UTCP manual of the tools, as JSON, without credentials.
 
         Args:
-            url: Where the tools are called; None: at `url`.
+            url: URL at which the tools are called; None: `url`.
         """
         return self._manual(url or self.url, None)
 

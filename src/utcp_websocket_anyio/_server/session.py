@@ -12,7 +12,7 @@ What a client can make the server hold is bounded by a budget of its connection:
 3. When that is used up, the server stops reading, its small buffers fill up, and the client is held up by TCP.
 
 A further task sends pings. A client is dead if, after a ping, nothing at all moves for `pong_timeout`: no byte from it,
-and none to it. A long message on a slow line is no death, nor is some silence while the server itself does not read.
+and none to it. A long message on a slow line does not count as dead, nor does silence while the server does not read.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _LONGEST_EXCUSE = 20
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What all connections of a server have in common."""
+    """State shared by all connections of a server."""
 
     name: str
     tools: Mapping[str, Tool]
@@ -61,10 +61,10 @@ class Service:
 
 
 class _BadRequest(Exception):  # noqa: N818 - the text is all that it is for
-    """What a client sent is not a request.
+    """A client's message is not a request.
 
     Args:
-        request_id: Its id, as JSON.
+        request_id: Id of the request, as JSON.
     """
 
     def __init__(self, text: str, request_id: str = "null") -> None:
@@ -214,7 +214,7 @@ class Session:
 
 
 class _Budget:
-    """What the requests of one connection may take up at once, and those that wait."""
+    """Limits what the requests of one connection take up at once; the others wait."""
 
     def __init__(self, calls: int, size: int) -> None:
         self._max_calls = calls
@@ -273,7 +273,7 @@ def _read(message: str | bytes) -> dict[str, Any]:
     """A request, with a known `type`, and with its `request_id` as JSON.
 
     Raises:
-        _BadRequest: It is none.
+        _BadRequest: The message is not a request.
     """
     if message in ("manual", b"manual"):
         return {"type": "utcp"}
@@ -281,12 +281,12 @@ def _read(message: str | bytes) -> dict[str, Any]:
         text = message if isinstance(message, str) else message.decode()
         request = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
-        fault = "the message is not JSON"
+        reason = "the message is not JSON"
     else:
         if isinstance(request, dict):
             return _checked(request)
-        fault = "the message is not a JSON object"
-    raise _BadRequest(fault)
+        reason = "the message is not a JSON object"
+    raise _BadRequest(reason)
 
 
 def _checked(request: dict[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Workers:
     """The threads of one server.
 
     Args:
-        call_soon: Has something called in the server's event loop, from any thread.
+        call_soon: Function that schedules a call in the server's event loop, from any thread.
     """
 
     def __init__(self, call_soon: Callable[[Callable[[], object]], object]) -> None:
@@ -45,7 +45,7 @@ class Workers:
         """Run a function in a thread. If this is cancelled before it has begun, it is not run at all."""
         ticket = object()
         await self._places.acquire_on_behalf_of(ticket)
-        # Taken by the thread that begins, or by the caller that is cancelled before: whoever has it returns the ticket.
+        # Taken by the thread that begins, or by the caller that is cancelled before; its holder returns the ticket.
         claim = threading.Lock()
 
         def work() -> Result:
@@ -78,7 +78,7 @@ class Workers:
             try:
                 with lock:
                     iterator.close()  # type: ignore[attr-defined]
-            except BaseException:  # noqa: ASYNC103, BLE001 - of a stream that nobody reads any more
+            except BaseException:  # noqa: ASYNC103, BLE001 - of a stream that is no longer read
                 _log.exception("a stream could not be closed")
 
         item = None

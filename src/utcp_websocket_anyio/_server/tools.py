@@ -22,9 +22,9 @@ from .threads import Workers
 __all__ = ["Tool", "WrongArguments", "as_tool"]
 
 _NAME = re.compile(r"[\w.-]+")
-_MAX_FAULTS = 10
-_MAX_FAULTS_TO_LOOK_AT = 1000
-_SHOWN = 200
+_MAX_SHOWN_ERRORS = 10
+_MAX_LISTED_ERRORS = 1000
+_MAX_ERROR_LENGTH = 200
 
 
 class WrongArguments(Exception):  # noqa: N818 - the text is all that it is for
@@ -37,7 +37,7 @@ class Tool:
 
     Attributes:
         timeout: Seconds that a client should wait for the whole response.
-        is_stream: Its results come one by one.
+        is_stream: True if its results come one by one.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Tool:
         """The tool as it stands in a manual.
 
         Args:
-            url: Where it is called.
+            url: URL at which it is called.
             auth: The credentials that the server asks for.
         """
         template: dict[str, Any] = {
@@ -93,13 +93,13 @@ class Tool:
         """A call's arguments as the function takes them.
 
         Raises:
-            WrongArguments: They do not fit.
+            WrongArguments: The arguments do not match the function's types.
         """
         try:
             return self.arguments.validate_python({} if given is None else given)
         except ValidationError as error:
-            fault = _faults(error)
-        raise WrongArguments(f"wrong arguments: {fault}")
+            reason = _reason(error)
+        raise WrongArguments(f"wrong arguments: {reason}")
 
     async def run(self, arguments: dict[str, Any], workers: Workers) -> Any:
         """Call the function. What a stream gives is an asynchronous iterator."""
@@ -150,17 +150,17 @@ def as_tool(
     )
 
 
-def _faults(error: ValidationError) -> str:
-    """What is wrong with arguments, in a bounded text: a hostile client can be wrong in a million places."""
+def _reason(error: ValidationError) -> str:
+    """Describe what is wrong with arguments, in a bounded text: a hostile client can be wrong in a million places."""
     count = error.error_count()
-    if count > _MAX_FAULTS_TO_LOOK_AT:
-        return f"{count} faults"
-    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    if count > _MAX_LISTED_ERRORS:
+        return f"{count} errors"
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
     shown = []
-    for fault in faults[:_MAX_FAULTS]:
-        place = ".".join(map(str, fault["loc"]))
-        text = f"{place}: {fault['msg']}" if place else fault["msg"]
-        shown.append(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+    for one in errors[:_MAX_SHOWN_ERRORS]:
+        place = ".".join(map(str, one["loc"]))
+        text = f"{place}: {one['msg']}" if place else one["msg"]
+        shown.append(text if len(text) <= _MAX_ERROR_LENGTH else f"{text[:_MAX_ERROR_LENGTH]}...")
     if count > len(shown):
         shown.append(f"and {count - len(shown)} more")
     return "; ".join(shown)

@@ -59,7 +59,7 @@ class Disconnected(Exception):  # noqa: N818 - not an error of the server: clien
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """What a client asks for, as far as it matters to somebody.
+    """The parts of a client's opening request that matter here.
 
     Attributes:
         target: Path and query, as sent.
@@ -90,7 +90,7 @@ class Tasks(Protocol):
 
     @property
     def cancel_scope(self) -> Scope:
-        """What cancels all of them."""
+        """The scope that cancels all of them."""
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], /, *arguments: Any) -> object:
         """Start a task."""
@@ -108,7 +108,7 @@ class Connection(Protocol):
 
     @property
     def handshake(self) -> Handshake:
-        """What the client asked for."""
+        """The client's opening request."""
 
     @property
     def progress(self) -> object:
@@ -146,12 +146,12 @@ class Connection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Carrier:
-    """What a `serve_connections` needs to know.
+    """The arguments of a `serve_connections`.
 
     Attributes:
         admit: Why this client may not connect; None: it may.
         handle: Runs as long as the connection.
-        started: To call when clients can connect.
+        started: Callback for the moment from which clients can connect.
     """
 
     ssl_context: ssl.SSLContext | None
