@@ -81,12 +81,12 @@ async def open_client(
     Args:
         config: A configuration, its JSON form, a call template, a manual, a list of these, or the path of a file with
             one of these.
-        root_dir: What plugins resolve relative paths from; None: the working directory.
-        network: How this client's WebSocket protocol reaches the network; None: as `configure` says.
+        root_dir: Directory from which plugins resolve relative paths; None: the working directory.
+        network: Network settings of this client's WebSocket protocol; None: those of `configure`.
 
     Raises:
         UtcpSerializerValidationError: The configuration is not valid.
-        ValueError: Its file cannot be read, or it is none of these.
+        ValueError: The configuration's file cannot be read, or it is not one of these.
         UtcpVariableNotFound: A variable in it has no value.
         UtcpProtocolCloseError: Protocols failed to close, after all were asked to.
     """
@@ -235,7 +235,7 @@ class AnyioUtcpClient(UtcpClientImplementation):
         return await _settle([partial(register, template) for template in manual_call_templates])
 
     async def deregister_manual(self, manual_name: str) -> bool:
-        """Remove a manual, its tools and, for WebSockets, its connections; False if there is none of that name."""
+        """Remove a manual, its tools and, for WebSockets, its connections; False if there is no such manual."""
         self._resolved.forget(manual_name)
         return await super().deregister_manual(manual_name)
 
@@ -275,8 +275,8 @@ class AnyioUtcpClient(UtcpClientImplementation):
         """Call a tool.
 
         Args:
-            tool_name: With its manual's name before the first dot.
-            tool_args: Its arguments, JSON values.
+            tool_name: Name of the tool, with its manual's name before the first dot.
+            tool_args: Arguments of the tool, JSON values.
 
         Returns:
             What the tool's protocol returns, through the configured post-processors.

@@ -1,7 +1,7 @@
 """The configuration of an `AnyioUtcpClient`, from whatever form it is given in.
 
 Besides a client's configuration itself, what it is made of can be given: a call template, a UTCP manual, or a list of
-these, as they lie in files. A mapping that is none of these is an error: core ignores keys that it does not know, and a
+these, as they lie in files. Any other mapping is an error: core ignores keys that it does not know, and a
 misspelled configuration would be an empty one.
 """
 
@@ -36,7 +36,7 @@ async def load_config(config: Config | None) -> UtcpClientConfig:
             of these. None: the default.
 
     Raises:
-        UtcpSerializerValidationError: It is not valid.
+        UtcpSerializerValidationError: The configuration is not valid.
         ValueError: The file cannot be read, is not JSON, or holds something else.
     """
     ensure_plugins_initialized()

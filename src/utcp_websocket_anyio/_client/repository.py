@@ -69,7 +69,7 @@ class AnyioToolRepository(ConcurrentToolRepository):
         self._tools.update((tool.name, tool) for tool in manual.tools)
 
     async def remove_manual(self, manual_name: str) -> bool:
-        """Remove a manual and its tools; False if there is none of that name."""
+        """Remove a manual and its tools; False if there is no such manual."""
         if manual_name not in self._manuals:
             return False
         self._forget_tools(manual_name)
@@ -78,7 +78,7 @@ class AnyioToolRepository(ConcurrentToolRepository):
         return True
 
     async def remove_tool(self, tool_name: str) -> bool:
-        """Remove a tool, from its manual too; False if there is none of that name."""
+        """Remove a tool, from its manual too; False if there is no such tool."""
         tool = self._tools.pop(tool_name, None)
         if tool is None:
             return False

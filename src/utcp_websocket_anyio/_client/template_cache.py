@@ -24,8 +24,8 @@ class _Resolved:
     Attributes:
         tool: The stored tool that it is of; after a change another object is stored.
         names: The variables in it; None with a substitutor of which it is not known what a variable looks like.
-        values: What the substitutor made of them, or of the whole template, when `template` was built.
-        fields: What was in `template` then, in case a protocol or a post-processor writes into it.
+        values: Results of the substitutor for them, or for the whole template, when `template` was built.
+        fields: Fields of `template` at that time, in case a protocol or a post-processor writes into it.
     """
 
     tool: Tool
@@ -56,10 +56,10 @@ class ResolvedTemplates:
         """The tool's call template, ready for the protocol.
 
         Args:
-            tool_name: With its manual's name, the namespace of its variables, before the first dot.
-            tool: As it is stored.
+            tool_name: Name of the tool, with its manual's name, the namespace of its variables, before the first dot.
+            tool: The tool as it is stored.
             substitutor: Resolves the variables.
-            config: Where their values come from.
+            config: Configuration that has their values.
 
         Raises:
             UtcpVariableNotFound: A variable has no value.

@@ -62,10 +62,10 @@ class Variables:
     def values(
         self, names: list[str], substitutor: VariableSubstitutor, config: UtcpClientConfig, namespace: str | None
     ) -> dict[str, str]:
-        """What the variables are now.
+        """The current values of the variables.
 
         Raises:
-            UtcpVariableNotFound: One has no value.
+            UtcpVariableNotFound: A variable has no value.
             ValueError: The namespace cannot be one.
         """
         values = substitutor.substitute([f"${{{name}}}" for name in names], config, namespace)
@@ -75,7 +75,7 @@ class Variables:
         """A copy of a call template with the values of its variables.
 
         Raises:
-            UtcpSerializerValidationError: It is not valid with them; none is shown.
+            UtcpSerializerValidationError: The template is not valid with the values; none of them is shown.
         """
         serializer = CallTemplateSerializer()
         if isinstance(template, WebSocketCallTemplate):
@@ -140,7 +140,7 @@ class Variables:
 
 
 def _templates_of(tools: Any) -> Any:
-    """Of the tools in a call template, what can have variables."""
+    """The tools in a call template, reduced to what can contain variables."""
     return [tool.get(_TOOL_TEMPLATE) for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else None
 
 
