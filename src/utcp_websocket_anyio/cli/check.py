@@ -41,7 +41,7 @@ class _Finding:
     """One template of the file.
 
     Attributes:
-        words: Its fields and what they mean.
+        words: Fields of the template and their meaning.
         warnings: Valid, but likely a mistake.
         notes: Suggestions, and values that are still missing.
         sends: The messages of a call, each with its moment; empty unless a tool is named.
@@ -122,7 +122,7 @@ def _findings(source: Source, access: Access, tool_name: str | None, pairs: Pair
                 yield _of_tool(tool, written[tool.name], source, access, pairs if tool_name is not None else None)
         return
     warnings += [warning for own in _own_templates(source) for warning in lint_template(own)]
-    # A field that nobody knows is often why another one is missing.
+    # An unknown field is often the reason why another one is missing.
     likely = "".join(f"\n{warning}" for warning in warnings)
     raise Failure(f"not valid: {reason}{likely}", code=1, kind="InvalidTemplate", warnings=warnings)
 

@@ -24,7 +24,7 @@ _HARMLESS = re.compile(r"[\w.,:@%+/-]+")
 
 
 class _BashComplete(BashComplete):
-    """click's, without a blank behind ``key=``."""
+    """click's class without a blank behind ``key=``."""
 
     name = "bash"
     source_template = BashComplete.source_template.replace(
@@ -33,7 +33,7 @@ class _BashComplete(BashComplete):
 
 
 class _ZshComplete(ZshComplete):
-    """click's, likewise."""
+    """click's class, without a blank behind ``key=``."""
 
     name = "zsh"
     source_template = ZshComplete.source_template.replace(

@@ -32,10 +32,10 @@ _NAMED_HOLE = re.compile(
 
 
 def explain(template: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a call template says, field by field in the order in which it counts.
+    """Explain a call template, field by field in the order in which they take effect.
 
     Args:
-        template: Its JSON form, valid.
+        template: JSON form of the template, valid.
 
     Returns:
         Fields and sentences. Values that may be secret are not in them.
@@ -56,7 +56,7 @@ def _field(name: str, value: Any) -> str:
 
 
 def filter_in_words(value: Any) -> str:
-    """Which messages a filter means, as the end of "a message …"."""
+    """The messages that a filter matches, as the end of "a message …"."""
     if isinstance(value, str):
         return f"in whose text {value} is found"
     if isinstance(value, list):
@@ -104,7 +104,7 @@ _VALUE_OPERATORS: dict[str, Callable[[Any], str]] = {
 
 
 def _json(value: Any) -> str:
-    """What JSON a filter wants, as a noun."""
+    """The JSON that a filter matches, as a noun phrase."""
     if isinstance(value, list):
         return f"a JSON list beginning with {', '.join(map(_json, value))}" if value else "a JSON list"
     if not isinstance(value, dict):
@@ -191,7 +191,7 @@ def _send_each(value: Mapping[str, Any]) -> str:
 
 
 def _kept(value: Mapping[str, Any]) -> list[str]:
-    """What an object with `compute` and `capture` keeps."""
+    """The values that an object with `compute` and `capture` keeps."""
     kept = [f"compute {', '.join(value['compute'])}"] if value.get("compute") else []
     return [*kept, f"keep {', '.join(value['capture'])} of it"] if value.get("capture") else kept
 

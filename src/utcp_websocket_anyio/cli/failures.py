@@ -97,7 +97,7 @@ def as_failures(*, as_json: bool = False) -> Iterator[None]:
     """Turn every error that a user can do something about into a `Failure`.
 
     Raises:
-        click.exceptions.Exit: Whoever read the output has gone; there is nobody to tell.
+        click.exceptions.Exit: The reader of the output has gone.
     """
     failure: Failure | None
     try:
@@ -151,7 +151,7 @@ def failure_of(error: Exception, *, hint: str = "") -> Failure:
     """The failure that an error is for a user.
 
     Args:
-        hint: Added to its text: what to do about it.
+        hint: Advice that is added to its text.
     """
     code = next(code for kind, code in _CODES if isinstance(error, kind))
     details = {name: value for name in _DETAILS if (value := getattr(error, name, None))}

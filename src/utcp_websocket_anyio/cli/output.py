@@ -67,7 +67,7 @@ def console(*, err: bool = False) -> Console:
 
 
 def is_terminal(*, err: bool = False) -> bool:
-    """True if somebody looks at stdout or stderr; ``FORCE_COLOR`` says so for a pipe."""
+    """True if stdout or stderr is a terminal; ``FORCE_COLOR`` makes a pipe count as one."""
     return console(err=err).is_terminal
 
 
@@ -108,7 +108,7 @@ def echo(
 
 
 def paint(text: str, *, err: bool = False, **style: Any) -> str:
-    """The text with the given style of `click.style`, if the terminal has colours and nobody asked for none."""
+    """The text with the given style of `click.style`, if the terminal has colours and they are not turned off."""
     return click.style(text, **style) if _has_colours(err=err) else text
 
 

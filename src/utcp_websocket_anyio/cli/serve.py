@@ -152,12 +152,12 @@ def _load(name: str) -> ModuleType:
     except Failure:
         raise
     except Exception as error:  # noqa: BLE001 - a module may raise anything when it is imported
-        fault = f"{name} cannot be imported: {type(error).__name__}: {error}{_place(error)}"
-    raise Failure(fault)
+        reason = f"{name} cannot be imported: {type(error).__name__}: {error}{_place(error)}"
+    raise Failure(reason)
 
 
 def _place(error: BaseException) -> str:
-    """Where in the user's own code it was raised."""
+    """The place in the user's own code where it was raised."""
     traceback = error.__traceback__
     place = ""
     while traceback is not None:
@@ -172,7 +172,7 @@ def publish(name: str, options: dict[str, Any]) -> Published:
     """The server of a module, by its file or name: the one that is in it, or one of its functions.
 
     Args:
-        options: Those of a new `ToolServer`.
+        options: Options of a new `ToolServer`.
 
     Raises:
         Failure: The module cannot be imported, or has nothing to serve, or a server of its own and options are given.
@@ -198,8 +198,8 @@ def publish(name: str, options: dict[str, Any]) -> Published:
         except Exception as error:  # noqa: BLE001 - type hints can be anything, too
             left_out[tool] = str(error).removeprefix(f"{tool}: ") or type(error).__name__
     if len(left_out) == len(functions):
-        faults = "; ".join(f"the function {tool} cannot be a tool: {reason}" for tool, reason in left_out.items())
-        raise Failure(faults)
+        reasons = "; ".join(f"the function {tool} cannot be a tool: {reason}" for tool, reason in left_out.items())
+        raise Failure(reasons)
     return Published(server, left_out)
 
 
@@ -217,7 +217,7 @@ def _own_server(module: ModuleType) -> ToolServer | None:
 
 
 def _functions(module: ModuleType) -> dict[str, Any]:
-    """What becomes tools: what ``__all__`` lists, or the public functions that are defined in the module itself."""
+    """The functions that become tools: those in ``__all__``, or the public ones defined in the module itself."""
     listed = getattr(module, "__all__", None)
     if listed is None:
         return {
@@ -238,7 +238,7 @@ def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
-        fault = f"the certificate cannot be used: {error.strerror or error}"
+        reason = f"the certificate cannot be used: {error.strerror or error}"
     else:
         return context
-    raise Failure(fault)
+    raise Failure(reason)

@@ -42,13 +42,13 @@ __all__ = [
 # For an endpoint that was not described to say which tools it has, in seconds. Those that know UTCP answer at once.
 DISCOVERY_TIME = 5.0
 
-# Of a longer name nobody asks what was meant.
+# Longer names get no "did you mean" hint.
 _MAX_NAME = 60
 
 # May be meant as an address although it has no scheme: a host with a port or a path.
 _ADDRESS = re.compile(r"(?P<host>localhost|\[[0-9a-fA-F:]+\]|[\w-]+(?:\.[\w-]+)*)(?P<port>:\d+)?(?P<path>[/?].*)?")
 _LOOPBACK = re.compile(r"localhost|127\.\d+\.\d+\.\d+|\[::1\]")
-# The parts of credentials that are no secrets, and are checked before there are values.
+# The parts of credentials that are not secret, and are checked before there are values.
 _OPEN_PARTS = ("auth_type", "location", "var_name", "token_url")
 
 
@@ -111,7 +111,7 @@ class Manual:
         raise no_tool(name, map(self.short, self.tools))
 
     async def replace_template(self, tool: Tool, template: WebSocketCallTemplate) -> None:
-        """Have a tool called by another template."""
+        """Replace the call template of a tool."""
         tool.tool_call_template = template
         repository = self.client.config.tool_repository
         own = await repository.get_manual_call_template(self.name)
@@ -149,7 +149,7 @@ def read_source(target: str) -> list[Source]:
     """The manuals that a target stands for: one, except for a configuration or a list with several.
 
     Raises:
-        Failure: It cannot be read, or is not a manual.
+        Failure: The file cannot be read, or is not a manual.
     """
     if is_url(target):
         template = {"name": "endpoint", "call_template_type": "websocket", "url": target}
@@ -227,7 +227,7 @@ async def open_manual(source: Source, access: Access, *, trace: Trace | None = N
     client, so that their values arrive as they were typed, whatever is in them.
 
     Args:
-        trace: Told of every message of its connections.
+        trace: Observer of every message of its connections.
     """
     ensure_plugins_initialized()
     template: CallTemplate

@@ -1,4 +1,4 @@
-"""How the messages of a connection are shown: time, direction, content, and what each was taken for."""
+"""Display of the messages of a connection: time, direction, content, and how each was classified."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Traffic:
 
     Args:
         as_json: Each as a JSON object instead.
-        err: To stderr, because the command's result is on stdout.
+        err: True to write to stderr, because the command's result is on stdout.
         meanings: Show what requests and responses were taken for; without, only what other messages were.
         above: A context manager that is entered for every writing.
     """
@@ -60,7 +60,7 @@ class Traffic:
         """Called once, before anything is written."""
 
     def limit(self, count: int | None, enough: Callable[[], object]) -> None:
-        """Show at most so many received messages, then call `enough`. Those of the login, say, do not count."""
+        """Show at most `count` received messages, then call `enough`. Those of the login, for example, do not count."""
         self._left = count
         self._enough = enough
 
@@ -96,7 +96,7 @@ class Traffic:
         """Show a message.
 
         Args:
-            taken_for: Its meaning.
+            taken_for: Classification of the message.
         """
         if self._as_json:
             content: dict[str, Any] = {"text": data} if isinstance(data, str) else _bytes_as_json(data)

@@ -37,7 +37,7 @@ class Lines(Protocol):
     """A source of lines."""
 
     ends_session: bool
-    """True if there is nothing left to do when they end: somebody typed Ctrl-D."""
+    """True if nothing is left to do when the lines end, because the user typed Ctrl-D."""
 
     async def next(self) -> str | None:
         """The next line without its end; None after the last one."""
