@@ -105,10 +105,10 @@ def _tool(value: Any, where: str, own: WebSocketCallTemplate) -> Tool:
         tool = Tool.model_validate({**value, "tool_call_template": call_template})
     except ValidationError as error:
         detail = error.errors(include_input=False)[0]
-        fault = f"{where}.{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
+        reason = f"{where}.{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
     else:
         return declare_tool_inputs(tool)
-    raise ValueError(f"the manual's {fault}")
+    raise ValueError(f"the manual's {reason}")
 
 
 def _call_template(value: Any, where: str) -> CallTemplate:
@@ -132,5 +132,5 @@ def _valid(serializer: Serializer[Any], value: dict[str, Any], where: str) -> Ca
     except Exception as error:  # noqa: BLE001 - whatever another plugin's serializer raises
         # Other plugins' texts may hold the template's secrets.
         own = isinstance(serializer, WebSocketCallTemplateSerializer)
-        fault = str(error) if own else f"is not valid ({type(error).__name__})"
-    raise ValueError(f"{where}: {fault}")
+        reason = str(error) if own else f"is not valid ({type(error).__name__})"
+    raise ValueError(f"{where}: {reason}")

@@ -70,7 +70,7 @@ _MAX_PARSED_BYTES = 64 * 1024
 
 _EXCLUSIVE_MESSAGES = 16
 _EXCLUSIVE_BYTES = 256 * 1024
-"""What may wait for a slow consumer on an exclusive connection before TCP holds the sender back."""
+"""Bytes that may wait for a slow consumer on an exclusive connection before TCP holds the sender back."""
 
 
 class _End(enum.Enum):
@@ -78,14 +78,14 @@ class _End(enum.Enum):
 
 
 END: Final = _End.END
-"""What `Exchange.next` returns after the last response."""
+"""Returned by `Exchange.next` after the last response."""
 
 _UNREAD: Final = object()
 """The value of a queued response that has not been read from its message yet."""
 
 
 class State(enum.IntEnum):
-    """How far an exchange has come."""
+    """The progress of an exchange."""
 
     OPENING = enum.auto()
     """It waits for its connection, or runs its `before` steps."""
@@ -107,7 +107,7 @@ class State(enum.IntEnum):
 
 
 class _Queued:
-    """What waits for the caller: a response, the tool's error, or what stands for a gap."""
+    """An entry of the caller's queue: a response, the tool's error, or the item that stands for a gap."""
 
     __slots__ = ("is_error", "is_final_part", "leg", "message", "size", "value")
 
@@ -296,7 +296,7 @@ class Exchange:
                 self._raise_or_end()
                 return None
             if self._pool.clock() >= self.deadline:
-                # Also if messages come so fast that nobody ever waits.
+                # Also if messages come so fast that the caller never waits.
                 self.expire()
             elif self._leg is None:
                 await self._wait_for_change()
@@ -397,7 +397,7 @@ class Exchange:
         )
 
     def _enqueue(self, queued: _Queued) -> bool:
-        """Queue something for the caller; False if the exchange has failed, because nobody takes it."""
+        """Queue something for the caller; False if the exchange has failed because the caller is too slow."""
         size = queued.size
         full = len(self._queue) >= _MAX_QUEUED_MESSAGES or self._queued_bytes + size > _MAX_QUEUED_BYTES
         if full and self._queue:
@@ -434,13 +434,13 @@ class Exchange:
         raise unreadable
 
     def _acknowledge(self, queued: _Queued) -> None:
-        """What the caller was given is acknowledged, on the connection it came from while that is open."""
+        """Acknowledge what the caller was given, on the connection it came from while that is open."""
         if self._plan.on_response is not None and queued.is_final_part and queued.leg is not None:
             leg = queued.leg if queued.leg.connection.error is None or self._leg is None else self._leg
             leg.acknowledge(queued.message)
 
     def _collected(self, responses: list[Any]) -> Any:
-        """What `call_tool` returns."""
+        """The result of `call_tool`."""
         if self._expected == 0:
             return None
         how = self._plan.collect
@@ -475,7 +475,7 @@ class Exchange:
         try:
             await leg.channel.wait()
         except Interrupted:
-            # Somebody else has changed the state, or moved the stream to another connection.
+            # Another task has changed the state, or moved the stream to another connection.
             pass
         except WebSocketError as error:
             self.leg_failed(leg, error)
@@ -488,7 +488,7 @@ class Exchange:
                 while not self._queue and self.state is State.RUNNING and self._leg is leg:
                     await self._wait(leg)
                 return
-            # While a message is still arriving, that is no silence.
+            # A message that is still arriving does not count as silence.
             if not (wire.has_partial_message() and wire.progress > progress):
                 break
         self.state = State.ENDED

@@ -83,11 +83,11 @@ class Leg:
         owner: The exchange.
         request: The prepared call.
         connection: The connection, in use from now on.
-        captured: What the call has captured so far; shared by all its legs.
+        captured: Values that the call has captured so far; shared by all its legs.
     """
 
     classifier: ResponseClassifier
-    """How messages are read, from the request on."""
+    """The way messages are read, from the request on."""
     farewell_failed = False
     _is_stopped = False
     _has_begun = False
@@ -383,7 +383,7 @@ class Leg:
         """Capture what `on_response` says of a response.
 
         Raises:
-            ResponseError: It is not there.
+            ResponseError: The value is not in the message.
         """
         handler = self._plan.on_response
         if handler is not None and handler.capture:

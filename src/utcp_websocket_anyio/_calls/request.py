@@ -24,8 +24,8 @@ class Request:
 
     Attributes:
         plan: The compiled call template.
-        context: What the arguments stand for; each step gets a context of its own, made from this.
-        endpoint: Which connections it may use.
+        context: Values of the placeholders; each step gets a context of its own, made from this.
+        endpoint: The connections that it may use.
         message: The request's one message, as far as it is known: encoded, or bound to the arguments if it depends on
             the connection; None if the request is not a single message.
         timeout: Seconds from the request to the last response; None: the template does not say.

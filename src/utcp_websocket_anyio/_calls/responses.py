@@ -1,4 +1,4 @@
-"""What a message means to an exchange: nothing, a response, an error of the tool, or the end.
+"""Classifies the messages of an exchange: each is nothing to it, a response, an error of the tool, or the end.
 
 Pure: it depends on the plan, the call's values and the message, and on nothing that came before. A message is
 *classified* where it is read; its *value*, what the caller gets, is made when the caller takes it. So what waits in a
@@ -26,7 +26,7 @@ _ENVELOPES = ("tool_response", "tool_error", "stream_end")
 
 
 class Meaning(enum.Enum):
-    """What a message means to an exchange."""
+    """The meaning of a message to an exchange."""
 
     SKIP = enum.auto()
     RESPONSE = enum.auto()
@@ -40,7 +40,7 @@ class ResponseClassifier:
 
     Args:
         plan: The compiled call template.
-        context: What the placeholders in its filters stand for.
+        context: Values of the placeholders in its filters.
         streaming: True if an envelope needs no `request_id`.
         display_url: The endpoint, for errors.
     """
@@ -56,7 +56,7 @@ class ResponseClassifier:
         return self._plan.takes_messages_as_they_are and not any(map(_may_be_envelope, messages))
 
     def classify(self, message: Message) -> Meaning:
-        """What a message means, by the order of the filters.
+        """The meaning of a message, by the order of the filters.
 
         Raises:
             ResponseError: A filter cannot be applied to it.

@@ -79,7 +79,7 @@ class ResponseStream(AsyncGeneratorBase):
 
     Args:
         start: Prepares the exchange, at the first step.
-        in_place_of: Told of the error that ends the stream; what it returns is raised instead, with nothing behind it.
+        in_place_of: Called with the error that ends the stream; its result is raised instead, without a context.
         is_here: False in another event loop than the one in which the stream began.
     """
 
@@ -140,7 +140,7 @@ class ResponseStream(AsyncGeneratorBase):
 
 
 class ToolStream(AsyncGeneratorBase):
-    """What `start` returns, item by item; it is called when the first one is asked for.
+    """The items of the stream that `start` returns; it is called when the first one is asked for.
 
     Cancelling `__anext__` ends the stream, and that of the protocol.
     """
@@ -150,7 +150,7 @@ class ToolStream(AsyncGeneratorBase):
         self._items: AsyncGenerator[Any, None] | None = None
 
     def _processed(self, item: Any) -> Any:
-        """What the caller gets for an item."""
+        """The item as the caller gets it."""
         return item
 
     async def _next(self) -> Any:
