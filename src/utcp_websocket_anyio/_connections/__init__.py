@@ -1,1 +1,1 @@
-"""Who may use which connection, and what keeps it alive. Private."""
+"""Connections and their pool. Private."""

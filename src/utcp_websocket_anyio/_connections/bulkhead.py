@@ -1,4 +1,4 @@
-"""The bulkhead: an error that nobody expected ends what it belongs to, and nothing else.
+"""The bulkhead: an unexpected error ends what it belongs to, and nothing else.
 
 Background tasks serve many callers from one task group, where an exception that escapes cancels them all. So wherever
 code of one connection or one call runs in such a task, whatever goes wrong in it is logged here, once, and becomes
@@ -22,5 +22,5 @@ def log_internal_error(log: logging.Logger, error: BaseException, doing: str) ->
 
 
 def internal_error(error: BaseException, *, endpoint: str | None) -> WebSocketError:
-    """The error that a caller gets for one that nobody expected: its type, and nothing behind it."""
+    """The caller's error for an unexpected one. It names only the type, as the text may hold secrets."""
     return WebSocketError(f"internal error: {type(error).__qualname__}", endpoint=endpoint)

@@ -1,4 +1,4 @@
-"""What every pooled connection does: login, pings, messages that are handled at any time, farewell, one end.
+"""The base of every pooled connection: login, pings, messages that are handled at any time, farewell, one end.
 
 There are two kinds. An `ExclusiveConnection` is used by one exchange at a time, a `MultiplexedConnection` by many. They
 differ in who reads and in who a message is for; that is in their own modules.
@@ -147,24 +147,24 @@ class Connection(ABC):
 
     Args:
         wire: The open wire.
-        settings: How it is kept and closed.
+        settings: Settings for keeping and closing it.
         display_url: The endpoint, for logs and errors.
         tasks: The pool's task group, where the connection's tasks run.
         network: The way to HTTP servers, for steps.
         context: The arguments of the call that opened it; those in the connection's moments belong to the endpoint.
-        captured: What `prepare` has captured, or the connection before this one.
-        trace: Told of every message; None: nobody is.
+        captured: Values captured by `prepare`, or by the connection before this one.
+        trace: Observer of every message; None: no observer.
 
     Attributes:
-        captured: What its moments have captured and computed; calls see it, too.
+        captured: Values that its moments have captured and computed; calls see them, too.
         is_leaving: True if it takes no further exchange and closes when the last one is over.
         was_given_up: True if this side gave it up as if it had been lost.
         keeps_messages: True if what arrives between two uses is kept for the next one, as a session wants it.
         ends_session: True if its end is the end of its session, and no loss.
         keep_alive: Seconds after which it is closed when it is idle; None: never.
-        farewells: What the calls on it will say when they leave.
-        may_get_stray_response: True if something may come that nobody waits for any more.
-        last_message: When the last message came, on the clock of the event loop; only known with handlers.
+        farewells: Messages that the calls on it will send when they leave.
+        may_get_stray_response: True if a response to an earlier request may still arrive.
+        last_message: Time of the last message, on the clock of the event loop; only known with handlers.
     """
 
     is_shared: bool
@@ -247,7 +247,7 @@ class Connection(ABC):
 
     @property
     def has_unread_data(self) -> bool:
-        """True if something has arrived that nobody has looked at."""
+        """True if data has arrived that has not been read."""
         return self.wire.has_unread_data()
 
     @property
@@ -266,7 +266,7 @@ class Connection(ABC):
 
     @abstractmethod
     async def drain(self) -> None:
-        """Discard what arrived while nobody used the connection, as long as that does not go on and on."""
+        """Discard what arrived while the connection was unused, unless there is no end to it."""
 
     def start(self) -> None:
         """Start what keeps the connection alive after its login."""
@@ -295,14 +295,14 @@ class Connection(ABC):
         return next(self._ids)
 
     def next_context(self) -> RenderContext:
-        """What the placeholders of the connection's next own step, reply or beat stand for."""
+        """The values of placeholders in the connection's next own step, reply or beat."""
         return self._context.for_step(self.next_id(), next_step_id=self.next_id, captured=self.captured)
 
     # What the kinds do differently
 
     @abstractmethod
     def _start_reading(self) -> None:
-        """See to it that the connection is read from now on, whoever uses it."""
+        """Make sure that the connection is read from now on, whether or not it is in use."""
 
     @abstractmethod
     def _ensure_reading(self) -> None:
@@ -310,7 +310,7 @@ class Connection(ABC):
 
     @abstractmethod
     def _deliver(self, message: Message) -> None:
-        """Decide who a message is for that is not the connection's own."""
+        """Route a message that is not the connection's own."""
 
     @abstractmethod
     def _dismiss(self, error: WebSocketError) -> None:
@@ -318,7 +318,7 @@ class Connection(ABC):
 
     @abstractmethod
     def _users(self) -> Iterable[User]:
-        """Everyone who is told when the connection is lost."""
+        """The recipients of the connection's error when it is lost."""
 
     # Reading
 
@@ -363,7 +363,7 @@ class Connection(ABC):
             await self._outbox.wait_for_room()
 
     def _take_in(self, data: str | bytes) -> None:
-        """Decide at once who the records of a message are for that has been read."""
+        """Route the records of a message right after it has been read."""
         try:
             if self._takes_messages_whole:
                 self._deliver(Message(data))
@@ -437,7 +437,7 @@ class Connection(ABC):
             self.give_up(WebSocketClosedError(f"given up as {handler.where} says", endpoint=self.display_url))
             return
         if handler.resume is not None and self._is_logging_in:
-            # Nobody uses it yet: whoever is waiting for it opens another one, in the way that this says.
+            # It is not in use yet: the call that waits for it opens another one, in the way that this says.
             reason = f"the endpoint asked for another connection ({handler.where}) before this one was ready"
             self.fail(MoveAskedError(reason, change=handler.resume, endpoint=self.display_url))
             return
@@ -479,7 +479,7 @@ class Connection(ABC):
             await self.wire.send(outgoing.apply(data), outgoing.fragment)
 
     def post(self, data: str | bytes) -> Outgoing:
-        """Queue one message; it is sent in order, whoever is cancelled meanwhile."""
+        """Queue one message; it is sent in order, even if the caller is cancelled meanwhile."""
         return self._open_outbox().post(data)
 
     def _open_outbox(self) -> Outbox:
@@ -497,7 +497,7 @@ class Connection(ABC):
 
         Args:
             steps: The steps.
-            note: Where it is noted what is waited for.
+            note: Record of the message that is waited for.
 
         Raises:
             WebSocketAuthError: A step was rejected, or the connection closed with a code that means as much.
@@ -572,7 +572,7 @@ class Connection(ABC):
             self._left.set()
 
     def take_kept(self) -> list[Message]:
-        """What arrived between the calls of a session, for a call with a `message_filter`."""
+        """The messages that arrived between the calls of a session, for a call with a `message_filter`."""
         return []
 
     def _run(self, run: Callable[..., Awaitable[None]], *arguments: Any) -> None:

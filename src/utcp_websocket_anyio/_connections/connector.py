@@ -50,9 +50,9 @@ class Connector:
 
     Args:
         network: The way to endpoints, token endpoints and HTTP servers.
-        counters: Where further attempts are counted.
+        counters: Counters of further attempts.
         tokens: The access tokens, which the event loops of one protocol object share; None: a cache of its own.
-        trace: Told of every message; None: nobody is.
+        trace: Observer of every message; None: no observer.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class Connector:
         Cancelling it leaves nothing open.
 
         Args:
-            endpoint: Where it leads.
-            plan: How it is opened and kept.
+            endpoint: Destination of the connection.
+            plan: Plan of the call that opens it.
             context: The arguments of the call that needs it.
-            tasks: Where its tasks run.
-            carried: What the connection in whose place it comes had captured.
+            tasks: Task group of its tasks.
+            carried: Values captured by the connection that it replaces.
 
         Raises:
             WebSocketTimeoutError: Time ran out in the first attempt; in a later one the last error is raised.
@@ -246,6 +246,6 @@ async def _no_connection(data: str | bytes = b"") -> Any:  # noqa: ASYNC124 - st
 
 def backoff(retry: int) -> float:
     """Seconds before the given retry, counted from 1: exponential, with full jitter in its upper half."""
-    # Bounded before it is raised to a power: 2.0 ** 1024 is no number any more.
+    # Bounded before it is raised to a power: 2.0 ** 1024 overflows.
     longest = min(_BACKOFF_FIRST * 2.0 ** min(retry - 1, 10), _BACKOFF_LONGEST)
     return longest * (0.5 + random.random() / 2)  # noqa: S311 - jitter needs no cryptography

@@ -1,8 +1,8 @@
 """A connection that one exchange uses at a time.
 
-A WebSocket that nobody reads answers no ping and notices no close, so a connection is always being read. But a task
+A WebSocket that is not read answers no ping and notices no close, so a connection is always being read. But a task
 between the wire and the caller that waits costs two task switches a call (50 µs against 77 on trio). So the exchange
-reads in its own task, and somebody else only reads while it does not:
+reads in its own task, and others only read while it does not:
 
 ================================  ===========================================  ===================================
 state                             where the wire pushes (asyncio)              elsewhere (trio), and with handlers
@@ -14,7 +14,7 @@ idle                              the transport; `_discard` is called back     t
 closing, with a farewell          the closing task                             the closing task
 ================================  ===========================================  ===================================
 
-The background reader waits until nobody has read for `QUIET_SECONDS`, because between two calls in quick succession it
+The background reader waits for `QUIET_SECONDS` without a reader, because between two calls in quick succession it
 would cost what it is there to save. If it is in the middle of a read when the next exchange comes, it hands over what
 it gets.
 """
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["QUIET_SECONDS", "ExclusiveConnection"]
 
 QUIET_SECONDS = 0.05
-"""How long nobody must have read before the background reader does."""
+"""Seconds without a reader after which the background reader starts."""
 
 _MAX_PAUSE = 0.5
 _MAX_KEPT_BYTES = 256 * 1024
@@ -99,7 +99,7 @@ class ExclusiveConnection(Connection):
             await anyio.lowlevel.checkpoint()
 
     def _start_reading(self) -> None:
-        # What came in one read with the end of the login is for whoever comes first.
+        # Messages that arrived in one read with the end of the login are for the first user.
         if self._handles_messages or self.keeps_messages or not self.wire.set_data_callback(self._discard):
             self._reader = _BackgroundReader(self)
             self._run(self._reader.run)
@@ -168,11 +168,11 @@ class ExclusiveConnection(Connection):
 
     @property
     def has_room(self) -> bool:
-        """True if whoever gets the next message takes it."""
+        """True if there is a taker for the next message."""
         return self._user is None or self._user.has_room
 
     def read_for(self, user: User) -> Coroutine[Any, Any, None]:
-        """Read once for the user, or until somebody else has.
+        """Read once for the user, or until another task has.
 
         Raises:
             Interrupted: The use has ended.
@@ -202,7 +202,7 @@ class _BackgroundReader:
         self._nudged = anyio.Event()
 
     def nudge(self) -> None:
-        """Read now, unless somebody else is reading."""
+        """Read now, unless another task is reading."""
         self._nudged.set()
 
     async def run(self) -> None:
@@ -221,7 +221,7 @@ class _BackgroundReader:
         return not (connection.is_over or connection.is_being_read) and connection.has_room
 
     async def _until_needed(self) -> None:
-        """Wait until nobody has read for a while, nobody reads now, and whoever gets the next message takes it."""
+        """Wait until there was no reader for a while, there is none now, and the next message has a taker."""
         pause = QUIET_SECONDS
         while not self._connection.is_over:
             reads = self._connection.reads

@@ -26,8 +26,8 @@ class Beats:
     """Sends a connection's heartbeat, and knows whether one is unanswered.
 
     Args:
-        heartbeat: What to send, and when.
-        context: What the placeholders of the next beat stand for.
+        heartbeat: Message to send, and its times.
+        context: Values of the placeholders of the next beat.
         compute: Takes what a beat computes.
         send: Queues a message.
         pong_timeout: Seconds to wait for the answer, if the template does not say.
@@ -95,10 +95,10 @@ async def watch_silence(
     """Return when no message has come for some seconds.
 
     Args:
-        seconds: How long silence may last.
-        context: What placeholders in it stand for.
-        last_message: When the last message came, on the clock of the event loop.
-        is_backlogged: True while messages wait for a slow consumer: that is no silence.
+        seconds: Longest allowed silence.
+        context: Values of the placeholders in it.
+        last_message: Time of the last message, on the clock of the event loop.
+        is_backlogged: True while messages wait for a slow consumer, which does not count as silence.
     """
     limit = _seconds(seconds, context)
     while True:

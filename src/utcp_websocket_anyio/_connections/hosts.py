@@ -1,6 +1,6 @@
-"""Where pools run: in the block of an object that was entered, or in a host task of each event loop.
+"""The places where pools run: the block of an object that was entered, or a host task of each event loop.
 
-A pool needs a task group, and a task group is somebody's block. There are two kinds:
+A pool needs a task group, and a task group needs a block that is entered. There are two kinds:
 
 *Entered* (`Entered`, asyncio and trio): the block is the user's, ``async with protocol``. There is one pool, it belongs
 to the event loop of the block, and it ends with the block.
@@ -12,11 +12,11 @@ closes its connections, in one of these ways:
 
 1. `Hosts.close` dismisses it, from whatever loop and thread.
 2. `asyncio.run` cancels all tasks that are left when its coroutine has returned.
-3. A plain ``loop.close()`` tells nobody, and afterwards no task can run any more: sockets would stay open, and each
+3. A plain ``loop.close()`` gives no notice, and afterwards no task can run any more: sockets would stay open, and each
    task would complain when it is collected. So a loop that has a host has its `close` replaced, for that time and on
    that one object, by one that first runs the loop until its hosts have ended.
-4. At the exit of the interpreter, `atexit` does likewise for loops that were stopped and never closed.
-5. When the protocol object is garbage collected, nobody can use its connections any more: its hosts are dismissed.
+4. At the exit of the interpreter, `atexit` does the same for loops that were stopped and never closed.
+5. When the protocol object is garbage collected, its connections can no longer be used: its hosts are dismissed.
    That is why a host refers to `Hosts`, but never to the protocol object.
 6. After a fork, the child has copies of the parent's hosts, whose sockets are the parent's as well. It keeps them as
    they are, without using them: even a clean end would say goodbye on the parent's connections.
@@ -64,13 +64,13 @@ _CLOSING_TIME = 10.0
 """Seconds that hosts of other threads get to end. A pool takes half of that at most, unless its thread is blocked."""
 
 _POLL_INTERVAL = 0.01
-"""Seconds between two looks at hosts of other threads; nobody is told when an event loop stops."""
+"""Seconds between two looks at hosts of other threads, as an event loop gives no notice when it stops."""
 
 _CLOSED = "this WebSocketCommunicationProtocol is closed; create another one"
 
 
 class Runtime:
-    """What an object has in one event loop: its pool, and what is counted there.
+    """An object's state in one event loop: its pool and its counters.
 
     It is made in that event loop.
     """
@@ -187,7 +187,7 @@ class Entered:
         return self._runtime if not self.is_closed and self._is_here() else None
 
     async def runtime(self) -> Runtime:
-        """As `runtime_here`, but None is an error.
+        """Like `runtime_here`, but raise an error instead of returning None.
 
         Raises:
             RuntimeError: The block was left, or this is another event loop.
@@ -286,12 +286,12 @@ class _Host:
         await self._begun.wait()
 
     def dismiss(self) -> None:
-        """Have the host close its connections and end, from any thread. That of a stopped loop does when it goes on."""
+        """Tell the host to close its connections and end, from any thread. In a stopped loop it does once that runs."""
         self._is_dismissed = True
         self._wake_up()
 
     def deregister(self, manual: str) -> None:
-        """Have the host close the connections of a manual, from any thread."""
+        """Tell the host to close the connections of a manual, from any thread."""
         self._deregistered.append(manual)
         self._wake_up()
 
@@ -486,7 +486,7 @@ def _replace_close(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _restore_close(loop: asyncio.AbstractEventLoop) -> None:
-    # Somebody else may have wrapped it meanwhile; what is left then does nothing more.
+    # Other code may have wrapped it meanwhile; what is left then does nothing more.
     if isinstance(getattr(loop, "__dict__", {}).get("close"), _Close):
         del loop.close
 

@@ -5,8 +5,8 @@ keeps these in a table by place and value, so that a message costs one look-up p
 exchange; an exchange without such a value is offered everything. The table only narrows down: the exchange's own
 filters decide, in `User.accept`, in the reader's task, before the next message is looked at.
 
-While an exchange is still in its `before` steps it is offered everything, too: who a message is for that comes between
-two steps is known only when the steps are done.
+While an exchange is still in its `before` steps it is offered everything, too: only when the steps are done is it
+known which exchange a message is for that comes between two of them.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class SharedChannel(Channel):
 
     @property
     def has_room(self) -> bool:
-        """A shared connection is read in any case; what nobody takes fails its own exchange only."""
+        """Do nothing: a shared connection is always read; messages that are not taken fail their own exchange only."""
         return True
 
     # As the exchange sees it
@@ -225,7 +225,7 @@ class Router:
         for channel in candidates:
             try:
                 channel.accept(message)
-            except Exception as error:  # noqa: BLE001 - the bulkhead: it is that exchange's error and nobody else's
+            except Exception as error:  # noqa: BLE001 - the bulkhead: it is that exchange's error only
                 log_internal_error(_log, error, "offering a message to a call")
                 self.remove(channel)
                 channel.fail(internal_error(error, endpoint=None))

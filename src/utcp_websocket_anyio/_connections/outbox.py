@@ -1,4 +1,4 @@
-"""What still has to be sent on a connection, and the task that sends it.
+"""The messages that a connection still has to send, and the task that sends them.
 
 A frame that was begun has to be finished, or the connection is lost. So whatever must not be cut off by the
 cancellation of some caller is queued here and sent by one task, in order: all messages of a shared connection, and on
@@ -41,12 +41,12 @@ class Outgoing:
             await self._done.wait()
 
     def withdraw(self) -> None:
-        """Do not send it, unless that has begun; whoever waits for it goes on."""
+        """Cancel sending, unless it has begun, and wake the tasks that wait for it."""
         self.data = None
         self.finish()
 
     def finish(self) -> None:
-        """Mark it as done, and wake whoever waits for it."""
+        """Mark it as done, and wake the tasks that wait for it."""
         self.is_done = True
         if self._done is not None:
             self._done.set()
@@ -84,7 +84,7 @@ class Outbox:
     async def wait_for_room(self) -> None:
         """Wait while many replies are unsent.
 
-        Whoever reads the connection calls it, so that a peer that asks and never listens is not read any further.
+        The reader of the connection calls it, so that a peer that asks and never listens is not read any further.
         """
         while len(self._replies) > _MAX_UNSENT_REPLIES:
             await self._replies.popleft().wait()

@@ -1,9 +1,9 @@
-"""The pool: who may use which connection, who has to wait, and what becomes of a connection afterwards.
+"""The pool: which call may use which connection, which has to wait, and what happens to a connection afterwards.
 
 Every decision is a synchronous method that changes the state between two checkpoints; only opening, closing and waiting
 take time. A place in the pool (a *slot*) is taken before a connection is opened and given back when it is closed, so
-that a connection in its closing handshake still counts. Whoever waits gets either a connection or a slot, in order of
-arrival; whoever is cancelled passes on what it was given.
+that a connection in its closing handshake still counts. A waiter gets either a connection or a slot, in order of
+arrival; one that is cancelled passes on what it was given.
 
 What a new caller of an endpoint gets (`_EndpointConnections.claim`):
 
@@ -112,7 +112,7 @@ class _EndpointConnections:
         return not (self.connections or self.slots_lent or self.waiters)
 
     def pick(self, *, reject_stray: bool, farewell: Hashable = None) -> Connection | None:
-        """The connection that a new caller gets at once, if there is one. An exclusive one is no longer idle then."""
+        """Take the connection that a new caller gets at once, if there is one. An exclusive one then is not idle."""
         if self.waiters:
             return None
         if self.is_shared:
@@ -126,9 +126,9 @@ class _EndpointConnections:
         return self.idle.pop(position)
 
     def lend_slot(self, capacity: int) -> bool:
-        """Take the right to open a connection, if one is left and nobody waits for it."""
+        """Take the right to open a connection, if one is left and has no waiter."""
         if self.is_shared and self.slots_lent:
-            # Whoever comes while a connection to share is being opened shares it.
+            # Calls that come while a connection to share is being opened share it.
             return False
         if self.waiters or len(self.connections) + self.slots_lent >= capacity:
             return False
@@ -136,7 +136,7 @@ class _EndpointConnections:
         return True
 
     def pass_on(self, outcome: Connection | Literal[_Grant.SLOT]) -> bool:
-        """Give the first waiter a connection or the slot of one; False if nobody waits."""
+        """Give the first waiter a connection or the slot of one; False if there is no waiter."""
         if not self.waiters:
             return False
         if outcome is _Grant.SLOT:
@@ -154,10 +154,10 @@ class Pool:
     """All connections of one protocol object in one event loop.
 
     Args:
-        task_group: Where the tasks of the connections run. It belongs to the caller.
+        task_group: Task group of the connections' tasks. It belongs to the caller.
         connect: Opens a connection to an endpoint, within the time that the plan allows; its tasks run in that group.
-        counters: Where the bytes of closed connections are counted.
-        max_idle_connections: How many connections may be idle at once, over all endpoints.
+        counters: Counters of the bytes of closed connections.
+        max_idle_connections: Number of connections that may be idle at once, over all endpoints.
 
     Attributes:
         deadlines: Ends calls whose time is up.
@@ -257,14 +257,15 @@ class Pool:
         """A connection for one exchange, to be given back with `release` or `retire`, a shared one with `left`.
 
         Args:
-            endpoint: Where it leads.
+            endpoint: Destination of the connection.
             plan: The limits of the call that asks.
-            context: Its arguments.
-            reject_stray: Not a connection on which a response may come that nobody asked for: the caller could not
+            context: Arguments of the call.
+            reject_stray: Excludes connections on which a response to an earlier request may come: the caller could not
                 tell it from its own.
-            farewell: Not a shared connection on which another call will say the same at its end; None: none is said.
+            farewell: Message that the call sends at its end; excludes shared connections on which another call will
+                send the same one. None: it sends none.
             only_open: None is opened; if none is there, None is returned.
-            carried: What the connection in whose place a new one comes had captured.
+            carried: Values captured by the connection that a new one replaces.
 
         Raises:
             WebSocketTimeoutError: No connection became free, or could be opened, in time.
@@ -311,7 +312,7 @@ class Pool:
         return next((one for one in known if one.session == session and one.manual == manual), None)
 
     def _after_lost_session(self, endpoint: Endpoint, plan: Plan, *, only_open: bool) -> Connection | None:
-        """What a call gets whose session has lost its connection: first what is kept, then an error, once."""
+        """Serve a call whose session has lost its connection: first the messages that it kept, then an error, once."""
         connection = self._lost_sessions[endpoint]
         listens = plan.message_filter is not None and not plan.request and not plan.before
         if listens and connection.has_kept:
@@ -392,7 +393,7 @@ class Pool:
         context: RenderContext,
         carried: Mapping[str, Any] | None,
     ) -> Connection:
-        """Use a slot: open a connection, and tell those who wait for it if it is shared."""
+        """Use a slot: open a connection, and grant it to the waiters if it is shared."""
         scope = anyio.CancelScope()
         there.opening.add(scope)
         connection: Connection | None = None
@@ -448,9 +449,9 @@ class Pool:
 
         Args:
             connection: An exclusive connection.
-            endpoint: Where it leads.
-            unanswered: A response may still come that nobody waits for.
-            keep_alive: Seconds after which it is closed if nobody uses it; None: never.
+            endpoint: Destination of the connection.
+            unanswered: True if a response to an earlier request may still come.
+            keep_alive: Seconds of idleness after which it is closed; None: never.
         """
         there = self._endpoints.get(endpoint)
         if there is None or self._closed or endpoint.single_use or not connection.is_available:
@@ -486,7 +487,7 @@ class Pool:
 
         Args:
             connection: A shared connection.
-            closes: It is closed when the last exchange has left.
+            closes: True to close it when the last exchange has left.
         """
         if closes:
             connection.leave()
@@ -501,7 +502,7 @@ class Pool:
     def retire(self, connection: Connection, why: str) -> None:
         """Close a connection in the background; it is never used again."""
         if connection.error is None and not connection.retired:
-            # First the task, then the mark: nothing may count as retired before it is certain that somebody closes it.
+            # First the task, then the mark: nothing may count as retired before it is certain that it will be closed.
             self._task_group.start_soon(connection.aclose)
             connection.retire(why)
             self._no_longer_idle(connection)
@@ -513,7 +514,7 @@ class Pool:
                     there.idle.remove(connection)
 
     def call_later(self, finish: Callable[[], None]) -> None:
-        """Have the caretaker call a function. It may be called from any thread, and by a finalizer."""
+        """Make the caretaker call a function. Safe from any thread and in a finalizer."""
         self._notes.append(finish)
         self._wake()
 
@@ -558,7 +559,7 @@ class Pool:
     async def _close_all(
         self, endpoints: Iterable[_EndpointConnections], why: str, *, ends_sessions: bool = False
     ) -> None:
-        # Only what is there now: connections that are opened meanwhile are no concern of a deregistration.
+        # Only what is there now: a deregistration does not concern connections that are opened meanwhile.
         endpoints = list(endpoints)
         connections = [connection for there in endpoints for connection in there.connections]
         for there in endpoints:

@@ -1,4 +1,4 @@
-"""What a protocol object has and has done, in numbers."""
+"""Counters of one protocol object."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Statistics:
 
     Attributes:
         opening: Connections being established.
-        idle: Open connections that nobody uses.
+        idle: Open connections that no call uses.
         active: Open connections that calls use.
         closing: Connections in their farewell or closing handshake.
         waiting: Calls that wait for a connection.
         calls: Calls and streams begun so far.
-        errors: How many of them failed, by the name of the error's class.
+        errors: Number of failed calls by the name of the error's class.
         reconnects: Attempts to connect after a failed one.
         resumes: Streams that went on after the loss of their connection.
         skipped: Messages that meant nothing to the call they were shown to.
-        bytes_sent: Of messages, without frames, compression and TLS.
-        bytes_received: Of messages, likewise.
+        bytes_sent: Payload bytes of sent messages, without framing, compression and TLS.
+        bytes_received: Payload bytes of received messages, counted the same way.
     """
 
     opening: int = 0
@@ -61,7 +61,7 @@ def total(parts: Iterable[Statistics]) -> Statistics:
 
 
 class Counters:
-    """What has happened so far; whoever does something counts it here."""
+    """Running totals; each event is counted by the code that causes it."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -78,5 +78,5 @@ class Counters:
 
     @property
     def errors(self) -> Mapping[str, int]:
-        """How many calls failed, by the name of the error's class; a copy."""
+        """The number of failed calls by the name of the error's class; a copy."""
         return MappingProxyType(dict(self._errors))

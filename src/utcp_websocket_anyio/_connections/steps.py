@@ -46,7 +46,7 @@ class StepFailed(Exception):  # noqa: N818 - each moment has an error of its own
     """A step did not succeed. Its moment says which error that is.
 
     Attributes:
-        told: Which step failed and why, with the server's reason.
+        told: Text that says which step failed and why, with the server's reason.
         response: The message or HTTP body that says so, if there was one.
         status: The HTTP status, or None.
         is_rejection: True if the server's message matches `reject`.
@@ -67,7 +67,7 @@ class StepFailed(Exception):  # noqa: N818 - each moment has an error of its own
 
 @dataclass
 class WaitNote:
-    """What is being waited for, and what came instead, for the text of a time-out.
+    """The message that a step waits for, and those that came instead, for the text of a time-out.
 
     Attributes:
         what: A noun phrase: ``a response``.
@@ -91,7 +91,7 @@ class WaitNote:
             self._last = filter_, message, context
 
     def told(self) -> str:
-        """What was waited for, how many messages were skipped, and where the last one differed."""
+        """The awaited message, the number of skipped ones, and where the last of them differed, as text."""
         if not self.skipped:
             return self.what
         messages = "1 message was" if self.skipped == 1 else f"{self.skipped} messages were"
@@ -112,7 +112,7 @@ _MAX_SOURCES = 8
 
 
 class Captures(dict[str, Any]):
-    """What a connection has captured, and the servers that it may come from.
+    """Captured values of a connection, and the servers that they may come from.
 
     Attributes:
         sources: Their URLs, without path and query; the last ones.
@@ -132,19 +132,19 @@ class Captures(dict[str, Any]):
 
 @dataclass
 class Moment:
-    """What differs between the moments in which steps are run.
+    """The differences between the moments in which steps run.
 
     Attributes:
-        context: What the placeholders of the next step stand for; called once per step.
-        captured: Where captured and computed values are put.
+        context: Values of the placeholders of the next step; called once per step.
+        captured: Destination of captured and computed values.
         send: Sends a message.
         receive: The next message that may be meant for a step.
         network: The way to HTTP servers.
         display_url: The endpoint, for errors.
-        skipped: Told of each message that a waiting step does not take.
-        note: Where the wait is noted.
+        skipped: Called with each message that a waiting step does not take.
+        note: Record of the wait.
         omits_steps_without_captures: True if a step that lacks a captured value is left out instead of failing.
-        trace: Told of every message; None: nobody is.
+        trace: Observer of every message; None: no observer.
         requested: The URLs of the HTTP requests so far: where captured URLs may come from.
     """
 
@@ -302,7 +302,7 @@ def capture(
     """Put what `extractions` pick from `message` into `captured`.
 
     Raises:
-        ResponseError: It is not there.
+        ResponseError: A value is not in the message.
     """
     for name, extraction in extractions.items():
         value = extraction.extract(message, context)
@@ -311,7 +311,7 @@ def capture(
 
 
 def login_error(failed: StepFailed, display_url: str) -> WebSocketConnectionError:
-    """What a failed step of `prepare` or `on_connect` is to the caller."""
+    """The caller's error for a failed step of `prepare` or `on_connect`."""
     if failed.is_rejection or failed.status in (401, 403):
         return WebSocketAuthError(failed.told, endpoint=display_url, status=failed.status, response=failed.response)
     transient = failed.status in (429, 502, 503, 504)

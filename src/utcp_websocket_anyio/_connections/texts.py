@@ -1,4 +1,4 @@
-"""What others wrote, as a part of an error's text: an agent passes on `str(error)` and nothing else."""
+"""Excerpts of received text for error messages: an agent passes on `str(error)` and nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MAX_LENGTH = 500
 
 
 def error_text(content: Any) -> str:
-    """What a message says of an error: `error` of an object, or its `message`, with the `code` beside it; else all.
+    """The description of an error in a message: an object's `error` or `message` with its `code`, else all of it.
 
     Section 8 of the specification has the rule.
     """

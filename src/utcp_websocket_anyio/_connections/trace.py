@@ -1,4 +1,4 @@
-"""What an observer is told of a connection: every message, and what it was taken for."""
+"""The interface of observers of a connection: every message, and how it was classified."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Trace(Protocol):
         """A message was sent or received, or something else happened that a reader of the messages wants to know.
 
         Args:
-            direction: Which of them.
+            direction: Direction of the message.
             data: The message; for a note, what happened.
-            meaning: What the message was taken for: ``step 2 of on_connect``, ``response``, ``skipped by
+            meaning: Classification of the message: ``step 2 of on_connect``, ``response``, ``skipped by
                 message_filter: …``; empty if there is nothing to say.
         """
