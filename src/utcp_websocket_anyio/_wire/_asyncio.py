@@ -39,7 +39,7 @@ __all__ = ["AsyncioWire", "open_wire"]
 
 _MAX_QUEUED_MESSAGES: Final = 1024
 _MAX_QUEUED_BYTES: Final = 2 * READ_SIZE
-"""More than one read brings, so that reading never pauses for a consumer who keeps up: that takes two system calls."""
+"""More bytes than one read, so that a consumer that keeps up never pauses reading: a pause costs two system calls."""
 
 
 async def open_wire(target: Target) -> Wire:
@@ -116,7 +116,7 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
     # What the transport calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are none of asyncio's classes.
+        # uvloop's transports do not derive from asyncio's classes.
         self._transport = cast("asyncio.Transport", transport)
         if self.closed is None:
             self._write_output()
@@ -199,7 +199,7 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
                 self._layer.resume()
                 self._advance()
             except BaseException:
-                # A transport ends with an exception of what it calls; here nobody else would.
+                # A transport ends with an exception of what it calls; outside of it, this must be done here.
                 self.abort()
                 raise
 
@@ -278,7 +278,7 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
         self._interrupts += 1
         _wake(self._arrival)
         if self._writable is not None:
-            # What is in the transport is on its way, and who sends next waits for room again.
+            # What is in the transport is on its way, and the next sender waits for room again.
             interrupted, self._writable = self._writable, self._loop.create_future()
             _wake(interrupted)
 

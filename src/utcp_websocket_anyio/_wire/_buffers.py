@@ -24,10 +24,10 @@ _LARGEST_SPARE = 4 * 2**20
 
 
 class SharedBuffers(threading.local):
-    """What the connections of one thread share.
+    """Buffers that the connections of one thread share.
 
     Attributes:
-        spare: For a long message, while none is put together in it.
+        spare: Buffer for a long message, while none is put together in it.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Assembly:
         self.size = end
 
     def room(self, missing: int) -> memoryview:
-        """Where the next bytes, of `missing` that are announced, should be read to; `extend` then adds them."""
+        """The buffer for the next of `missing` announced bytes; `extend` then adds them."""
         start = self.size
         buffer = self._buffer
         wanted = start + min(missing, READ_SIZE)
@@ -95,7 +95,7 @@ class Assembly:
         """The message as text.
 
         Raises:
-            UnicodeDecodeError: It is not UTF-8.
+            UnicodeDecodeError: The text is not UTF-8.
         """
         return "" if self._buffer is None else str(self._buffer[: self.size], "utf-8")
 

@@ -95,10 +95,10 @@ class ProtocolCore:
     """One connection, from its handshake to its end.
 
     Args:
-        buffer: What `get_buffer` gives; by default the read buffer of this thread.
+        buffer: Result of `get_buffer`; by default the read buffer of this thread.
 
     Attributes:
-        messages: What was received and not taken yet.
+        messages: Messages that were received and not taken yet.
         delivered: Bytes of payload in all messages that ever were in `messages`.
         closed: Why there will be no further message; None before.
         sent: Bytes of payload in all messages that were given to `message`.
@@ -174,7 +174,7 @@ class ProtocolCore:
     # In
 
     def get_buffer(self) -> memoryview:
-        """Where the next bytes should be read to."""
+        """The buffer that the next bytes should be read into."""
         if self._missing >= _READ_STRAIGHT:
             self._is_straight = True
             return self._assembly.room(self._missing)
@@ -214,7 +214,7 @@ class ProtocolCore:
         """The transport is gone.
 
         Args:
-            cause: What says so, if anything does.
+            cause: Exception that reports it, if there is one.
         """
         if self.closed is not None:
             return
@@ -487,7 +487,7 @@ class ProtocolCore:
         return bool(self._output or self._pongs)
 
     def to_send(self) -> bytes:
-        """What should be sent now: the handshake, pings, pongs, closes, or nothing."""
+        """Take the bytes to send now: the handshake, pings, pongs, a close, or nothing."""
         output, self._output = self._output, b""
         if self._pongs:
             output = b"".join(_masked_frame(_FINAL | _PONG, payload) for payload in self._pongs) + output

@@ -1,4 +1,4 @@
-"""What the two engines have in common: a socket on one side, the protocol on the other, TLS between them if need be."""
+"""Shared code of the two engines: a socket on one side, the protocol on the other, TLS between them if needed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ._tls import TLSLayer
 __all__ = ["SENDS_PER_TURN", "EngineWire", "abandon", "connect"]
 
 SENDS_PER_TURN: Final = 64
-"""After so many messages a sender lets other tasks have their turn, even if there was always room."""
+"""Messages after which a sender lets other tasks run, even if there was always room."""
 
 _TURNS_AFTER_LOSS: Final = 32
-"""How many turns' work is done at once when a write has failed: the peer's last word may be behind so much."""
+"""Turns' worth of reading done at once after a failed write: the peer's close may be behind that much data."""
 
 
 async def connect(target: Target) -> Opened:
@@ -67,7 +67,7 @@ class EngineWire(Wire):
             self._layer = TLSLayer(self._layer, session, shared_buffers.of_layer(len(sessions)))
         self._bytes_read = 0
         self._sends = 0
-        self._interrupts = 0  # how often `interrupt` was called: who waits compares it with what it was before
+        self._interrupts = 0  # number of calls of `interrupt`: a waiter compares it with the earlier value
 
     def has_unread_data(self) -> bool:
         return self.closed is not None or self._layer.is_amid_message or self._probe()

@@ -3,7 +3,7 @@
 The answer is judged by its head, as a server may write it: header fields in any order and case, lists over several
 lines, empty elements, no reason phrase, other informational answers in front, and fields that mean nothing beside a
 101 (`Transfer-Encoding`, `Content-Length`). Of a refusal the body is looked at too, if it is short and text or JSON,
-because it often says why; but it may never come, and so whoever drives the handshake waits for it only for a moment.
+because it often says why; but it may never come, and so the driver of the handshake waits for it only for a moment.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ class _Refusal:
         )
 
     def _reason(self) -> str:
-        """What the server says of it, if that can be read."""
+        """The reason that the server gives, if it can be read; else empty."""
         if not self._is_readable or len(self.body) >= _LONGEST_BODY:
             return ""
         body = _unchunked(self.body)[0] if self._is_chunked else bytes(self.body[: self._length])

@@ -1,4 +1,4 @@
-"""What the layers above know of an open WebSocket, whichever event loop and library carry it."""
+"""The interface of an open WebSocket, independent of event loop and engine."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ CLOSING_TIME: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to connect to, and how.
+    """The destination and the options of a connection.
 
     Attributes:
-        url: What is connected to; complete, credentials in the query included.
+        url: URL to connect to; complete, credentials in the query included.
         endpoint: The URL as it may be shown.
-        headers: Added to the handshake; they have been checked.
+        headers: Headers that are added to the handshake; they have been checked.
         subprotocols: Offered in this order; the server must choose one of them.
-        compression: Whether to offer permessage-deflate (RFC 7692).
+        compression: True to offer permessage-deflate (RFC 7692).
         compression_threshold: Shorter outgoing messages go uncompressed, in bytes.
         max_message_size: Longest incoming message, before and after decompression, in bytes.
         network: The way there, and the TLS settings.
-        address: Where `url` leads.
+        address: Destination of `url`.
 
     Raises:
         WebSocketSecurityError: The URL leads nowhere, or a header or subprotocol could change the handshake. Nothing
@@ -73,8 +73,8 @@ class Wire(ABC):
 
     Attributes:
         closed: Why it is closed, None while it is open. Messages that came before can still be received.
-        bytes_sent: Of the messages' payload.
-        bytes_received: Of the messages' payload.
+        bytes_sent: Payload bytes of sent messages.
+        bytes_received: Payload bytes of received messages.
         subprotocol: The one that the server chose.
     """
 
@@ -101,20 +101,20 @@ class Wire(ABC):
         """True if something has arrived that `receive` has not returned: a message, bytes of one, or the end."""
 
     def set_data_callback(self, callback: Callable[[], None] | None) -> bool:
-        """Register a callback for data that nobody receives: a message, or the end.
+        """Register a callback for data that arrives while no task is in `receive`: a message, or the end.
 
         Args:
-            callback: Called in one of the next turns of the loop, once for all that is there; None: no longer.
+            callback: Function that is called in one of the next turns of the loop, once for all data; None: none.
 
         Returns:
-            False if this is not possible, because nothing arrives, and no ping is answered, unless somebody is in
+            False if this is not possible, because nothing arrives, and no ping is answered, unless a task is in
             `receive`.
         """
         return False
 
     @abstractmethod
     async def send(self, data: str | bytes, fragment: int | None = None) -> None:
-        """Send one message: a str as text, bytes as binary; with `fragment`, in fragments of at most so many bytes.
+        """Send one message: a str as text, bytes as binary; with `fragment`, in fragments of at most that many bytes.
 
         It waits while the transport is full. Cancelling it half-way closes the wire, unless the whole message is on its
         way already.
@@ -138,7 +138,7 @@ class Wire(ABC):
     def interrupt(self) -> None:
         """Wake the task in `receive` with `Interrupted`, and stop waiting in `send`.
 
-        It reaches those who are there now, wherever they stand, and nobody who comes later. The wire can still be used,
+        It reaches the tasks that are there now, wherever they stand, and no later one. The wire can still be used,
         unless that cut off a message.
         """
 
@@ -150,7 +150,7 @@ class Wire(ABC):
     async def ping(self) -> None:
         """Send a ping and wait for a sign of life: its pong, or any other byte after the ping was written.
 
-        It needs somebody in `receive` where `set_data_callback` returns False. Cancelling it harms nothing.
+        It needs a task in `receive` where `set_data_callback` returns False. Cancelling it harms nothing.
 
         Raises:
             WebSocketError: The wire is closed, or was closed meanwhile.

@@ -1,4 +1,4 @@
-"""What the layers above ask of an event loop besides I/O: its clock, and a way to wake a task from any thread."""
+"""The services of an event loop besides I/O: its clock, and a way to wake a task from any thread."""
 
 from __future__ import annotations
 

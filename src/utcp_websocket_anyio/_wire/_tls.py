@@ -23,9 +23,9 @@ class TLSLayer:
     """TLS on the client's side.
 
     Args:
-        core: What is above: the core, or another layer. Its buffer must be another one.
+        core: Layer above: the core, or another TLS layer. Its buffer must be another one.
         session: The TLS session, which may have begun already.
-        buffer: What `get_buffer` gives.
+        buffer: Result of `get_buffer`.
     """
 
     __slots__ = ("_buffer", "_core", "_incoming", "_is_secure", "_object", "_outgoing", "_record_head", "_record_rest")

@@ -1,14 +1,14 @@
 """The engine for trio, on a socket and trio's `wait_readable` and `wait_writable`. Its twin is `_asyncio`.
 
-**Reading.** There is no task of its own: whoever waits for a message reads the socket (`_read`). Nothing is read
+**Reading.** There is no task of its own: a task that waits for a message reads the socket (`_read`). Nothing is read
 ahead, so what has arrived and was not received is in the core, in TLS, or in the kernel, and can be seen in all three.
 If the core has something left over, because a turn's budget did not suffice, going on with it takes the place of
 reading.
 
-**Writing.** A lock keeps the frames of concurrent senders whole; whoever has it owns `_unsent`, bytes on their way
+**Writing.** A lock keeps the frames of concurrent senders whole; its holder owns `_unsent`, bytes on their way
 that the kernel had no room for. A message that was begun has to be finished, so cancelling `send` half-way closes the
 wire. What the core itself has to say (pings, pongs, closes) is different: it is moved to `_unsent` between two
-messages, and if there is no room, it stays there for whoever writes next. So cancelling a ping harms nothing, and a
+messages, and if there is no room, it stays there for the next writer. So cancelling a ping harms nothing, and a
 reader never waits for room to write a pong, which a peer that first wants to be read would never give. Encryption
 happens with the lock held, too: the order of records is the order in which they were encrypted.
 
