@@ -1,4 +1,4 @@
-"""What can go wrong, as a caller sees it.
+"""The errors that a caller can get.
 
 One root, `WebSocketError`, and a class per kind of failure. Where Python has a built-in exception for the same idea
 (`ConnectionError`, `TimeoutError`, `PermissionError`, `ValueError`) the class is one of these too, so that callers who
@@ -55,7 +55,7 @@ class WebSocketConnectionError(WebSocketError, ConnectionError):
 
     Attributes:
         status: The HTTP status with which the handshake was answered, if it was and if it was not 101.
-        transient: Whether trying again may help: the transport failed, or the server is busy (429, 502, 503, 504).
+        transient: True if trying again may help: the transport failed, or the server is busy (429, 502, 503, 504).
         retry_after: The seconds that the server asked to wait before trying again, if it did.
     """
 
@@ -91,7 +91,7 @@ class WebSocketTimeoutError(WebSocketError, TimeoutError):
     """A deadline passed.
 
     Attributes:
-        phase: What was being waited for: a free connection (``"pool"``), an open one (``"connect"``), or the
+        phase: Thing that was being waited for: a free connection (``"pool"``), an open one (``"connect"``), or the
             responses, sending included (``"response"``).
     """
 

@@ -7,7 +7,7 @@ input schema, everything that the arguments decide is prepared (`_calls.request`
 
 This is also the boundary to the caller. What may come out of a method is this package's errors, `ValueError` for a
 template, manual or argument that is wrong, `RuntimeError` for use in the wrong place, and cancellation. Anything else
-is a fault of ours, of a library or of another plugin, and its text may quote what it was given, credentials included:
+is a bug of ours, of a library or of another plugin, and its text may quote what it was given, credentials included:
 it comes out as a `WebSocketError` that names its type, with nothing behind it.
 
 Several event loops in several threads may use one object. They share:
@@ -83,8 +83,8 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
     Cancelling a method ends the call immediately. Its connection is closed unless shared; other calls are unaffected.
 
     Args:
-        ssl_context: For every TLS connection, used as it is; None: made of the network settings.
-        network: How the network is reached; None: as `configure` says.
+        ssl_context: Context of every TLS connection, used as it is; None: made from the network settings.
+        network: Network settings of this object; None: those of `configure`.
 
     Raises:
         ValueError: Both an `ssl_context` and certificates in `network` are given.
@@ -200,9 +200,9 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
 
         Args:
             caller: Asked for the tool's input schema where an argument is missing; may be None.
-            tool_name: With its manual's name before the first dot.
+            tool_name: Name of the tool, with its manual's name before the first dot.
             tool_args: The arguments, JSON values.
-            tool_call_template: How the tool is called.
+            tool_call_template: Call template of the tool.
 
         Returns:
             The response as the template says; a list if more than one response is expected, None if none is.
@@ -304,7 +304,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
 
 
 class _Opening:
-    """What an object opens in each event loop that uses it. Not the object itself, which hosts must not keep alive."""
+    """Opens an object's runtime in each event loop. Not the object itself, which hosts must not keep alive."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -313,7 +313,7 @@ class _Opening:
         self._connector: Connector | None = None
 
     def observe(self, trace: Trace) -> None:
-        """Have an observer told of what the connections carry, those of the block that was entered last included."""
+        """Set the observer of the connections' messages, including connections of the block that was entered last."""
         self._trace = trace
         if self._connector is not None:
             self._connector.trace = trace
@@ -341,10 +341,10 @@ def _websocket(template: CallTemplate) -> WebSocketCallTemplate:
 
 
 def _plan(template: WebSocketCallTemplate) -> Plan:
-    """What the template is compiled to.
+    """The plan that the template is compiled to.
 
     Raises:
-        ValueError: It was changed into an invalid one.
+        ValueError: The template was changed into an invalid one.
     """
     try:
         return template.plan
@@ -371,16 +371,16 @@ def _with_defaults(
 
 
 def _in_place_of(error: Exception, runtime: Runtime | None = None) -> WebSocketError | None:
-    """What is raised in the place of an error that a caller must not see; None if it is one of ours.
+    """The error to raise in place of one that a caller must not see; None if it may be seen.
 
     It must be raised where `error` is no longer being handled, as it would be its context otherwise.
 
     Args:
-        runtime: Where the error is counted.
+        runtime: Runtime that counts the error.
     """
     strange: WebSocketError | None = None
     # Of the built-in classes only what is raised as such: the text of a UnicodeEncodeError or a JSONDecodeError quotes
-    # what could not be read, and a RecursionError is no misuse.
+    # what could not be read, and a RecursionError is not a misuse.
     if not isinstance(error, WebSocketError) and type(error) not in (ValueError, RuntimeError):
         log_internal_error(_log, error, "serving a call")
         strange = internal_error(error, endpoint=None)
