@@ -186,6 +186,23 @@ async def test_a_message_may_be_sent_in_fragments(connect: Opener, compression: 
                 wire.abort()
 
 
+@pytest.mark.parametrize("compression", [False, True])
+async def test_messages_that_are_sent_together_arrive_one_by_one(connect: Opener, compression: bool) -> None:
+    messages: list[str | bytes] = ["first", b"second", "", "x" * 70, "\u20ac"]
+    with anyio.fail_after(10):
+        async with echo_server(compression=compression) as url:
+            wire = await connect(url, compression=compression, compression_threshold=10)
+            for fragment in (None, 2):
+                before, progress = wire.bytes_sent, wire.progress
+                await wire.send_many(messages, fragment)
+                assert [await wire.receive() for _ in messages] == messages
+                assert wire.bytes_sent - before == sum(len(m.encode() if isinstance(m, str) else m) for m in messages)
+                assert wire.progress > progress
+            await wire.close()
+            with pytest.raises(WebSocketClosedError):
+                await wire.send_many(messages)
+
+
 async def test_what_nobody_receives_is_told_of_where_it_arrives_by_itself(connect: Opener) -> None:
     more = [anyio.Event() for _ in range(3)]
 

@@ -463,20 +463,22 @@ class Connection(ABC):
     async def send(self, data: str | bytes) -> None:
         """Send one message in the caller's task. Cancelled half-way, the connection is lost."""
         try:
-            if self.settings.outgoing is None:
+            outgoing = self.settings.outgoing
+            if outgoing is None:
                 await self.wire.send(data)
             else:
-                await self._transmit(data)
+                await self.wire.send(outgoing.apply(data), outgoing.fragment)
         except WebSocketError as error:
             self.fail(error)
             raise
 
-    async def _transmit(self, data: str | bytes) -> None:
+    async def _transmit(self, messages: list[str | bytes]) -> None:
+        """Send what has come together in the outbox."""
         outgoing = self.settings.outgoing
         if outgoing is None:
-            await self.wire.send(data)
+            await self.wire.send_many(messages)
         else:
-            await self.wire.send(outgoing.apply(data), outgoing.fragment)
+            await self.wire.send_many([outgoing.apply(data) for data in messages], outgoing.fragment)
 
     def post(self, data: str | bytes) -> Outgoing:
         """Queue one message; it is sent in order, even if the caller is cancelled meanwhile."""

@@ -3,6 +3,9 @@
 A frame that was begun has to be finished, or the connection is lost. So whatever must not be cut off by the
 cancellation of some caller is queued here and sent by one task, in order: all messages of a shared connection, and on
 either kind what the connection says by itself (replies, heartbeats, farewells of calls).
+
+What has come together while the task was away goes out at once: a system call costs as much as all else that a small
+message needs.
 """
 
 from __future__ import annotations
@@ -15,6 +18,13 @@ import anyio
 __all__ = ["Outbox", "Outgoing"]
 
 _MAX_UNSENT_REPLIES = 1000
+
+_MAX_BATCH = 64
+_MAX_BATCH_SIZE = 64 * 1024
+"""Messages that are sent at once, and how long they may be together; a longer one goes alone.
+
+What is not in a batch yet can still be withdrawn, and a connection that is full takes no more than that.
+"""
 
 
 class Outgoing:
@@ -102,20 +112,41 @@ class Outbox:
         if self._filled is not None:
             self._filled.set()
 
-    async def send_all(self, send: Callable[[str | bytes], Awaitable[None]]) -> None:
+    async def send_all(self, send: Callable[[list[str | bytes]], Awaitable[None]]) -> None:
         """Send what is queued, now and later, until the outbox is closed.
+
+        Args:
+            send: Sends messages, in order.
 
         Raises:
             WebSocketError: The connection is closed.
         """
         while not self._closed:
             while self._queue:
-                outgoing = self._queue.popleft()
+                batch, messages = self._take_batch()
                 try:
-                    if outgoing.data is not None:
-                        await send(outgoing.data)
-                        outgoing.is_sent = True
+                    if messages:
+                        await send(messages)
+                        for outgoing in batch:
+                            outgoing.is_sent = True
                 finally:
-                    outgoing.finish()
+                    for outgoing in batch:
+                        outgoing.finish()
             self._filled = anyio.Event()
             await self._filled.wait()
+
+    def _take_batch(self) -> tuple[list[Outgoing], list[str | bytes]]:
+        """What is sent next, out of the queue: as much as may go at once, without what was withdrawn."""
+        batch: list[Outgoing] = []
+        messages: list[str | bytes] = []
+        size = 0
+        while self._queue and len(batch) < _MAX_BATCH:
+            data = self._queue[0].data
+            if data is not None:
+                size += len(data)
+                if size > _MAX_BATCH_SIZE and messages:
+                    break
+                messages.append(data)
+                batch.append(self._queue[0])
+            self._queue.popleft()
+        return batch, messages

@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 import anyio
@@ -236,11 +236,11 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
     def has_unsent_data(self) -> bool:
         return self._transport is not None and self._transport.get_write_buffer_size() > 0
 
-    async def send(self, data: str | bytes, fragment: int | None = None) -> None:
+    async def send_many(self, messages: Sequence[str | bytes], fragment: int | None = None) -> None:
         self._check_open()
         core, layer, transport = self._core, self._layer, self._transport
         assert transport is not None
-        for piece in core.message(data, fragment):
+        for piece in self._pieces(messages, fragment):
             sealed = layer.seal(piece)
             self._bytes_given += len(sealed)
             transport.write(sealed)
@@ -249,8 +249,9 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
         while (writable := self._writable) is not None and self._interrupts == interrupts:
             self._check_open()
             await asyncio.shield(writable)
-        self._sends += 1
-        if not self._sends % SENDS_PER_TURN:
+        self._sends += len(messages)
+        if self._sends >= SENDS_PER_TURN:
+            self._sends = 0
             await asyncio.sleep(0)
 
     async def receive(self) -> str | bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import select
 from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from .._net.sockets import TLSSession
@@ -68,6 +69,16 @@ class EngineWire(Wire):
         self._bytes_read = 0
         self._sends = 0
         self._interrupts = 0  # number of calls of `interrupt`: a waiter compares it with the earlier value
+
+    async def send(self, data: str | bytes, fragment: int | None = None) -> None:
+        await self.send_many((data,), fragment)
+
+    def _pieces(self, messages: Sequence[str | bytes], fragment: int | None) -> Iterable[bytes]:
+        """What is to be written for messages, piece by piece; several messages are one piece."""
+        message = self._core.message
+        if len(messages) == 1:
+            return message(messages[0], fragment)
+        return (b"".join([piece for data in messages for piece in message(data, fragment)]),)
 
     def has_unread_data(self) -> bool:
         return self.closed is not None or self._layer.is_amid_message or self._probe()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -122,6 +122,13 @@ class Wire(ABC):
         Raises:
             WebSocketError: The wire is closed, or was closed before the message was sent.
             ValueError: A text holds a lone surrogate.
+        """
+
+    @abstractmethod
+    async def send_many(self, messages: Sequence[str | bytes], fragment: int | None = None) -> None:
+        """Send messages as `send` would, one behind the other, and all of them at once: with one system call.
+
+        They are copied on the way, so they should be small.
         """
 
     @abstractmethod

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import anyio
@@ -253,7 +253,7 @@ class TrioWire(EngineWire):
     def has_unsent_data(self) -> bool:
         return self._sending.locked() or bool(self._unsent) or self._layer.has_output
 
-    async def send(self, data: str | bytes, fragment: int | None = None) -> None:
+    async def send_many(self, messages: Sequence[str | bytes], fragment: int | None = None) -> None:
         self._check_open()
         interrupts = self._interrupts
         try:
@@ -263,19 +263,20 @@ class TrioWire(EngineWire):
             await self._sending.acquire()
         try:
             self._check_open()
-            frames = self._core.message(data, fragment)
+            pieces = self._pieces(messages, fragment)
             self._gather_output()
             if self._unsent:
                 await self._flush(interrupts)
-            for piece in frames:
+            for piece in pieces:
                 await self._write(self._layer.seal(piece), interrupts)
             self.bytes_sent = self._core.sent
         finally:
             self._sending.release()
             if self._layer.has_output:
                 self._send_output_nowait()
-        self._sends += 1
-        if not self._sends % SENDS_PER_TURN:
+        self._sends += len(messages)
+        if self._sends >= SENDS_PER_TURN:
+            self._sends = 0
             await trio.lowlevel.checkpoint()
 
     async def receive(self) -> str | bytes:
