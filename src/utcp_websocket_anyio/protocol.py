@@ -224,7 +224,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
                 raise
         raise strange
 
-    def call_tool_streaming(  # type: ignore[override]
+    def call_tool_streaming(  # type: ignore[override]  # core declares it as a coroutine
         self,
         caller: UtcpClient | None,
         tool_name: str,

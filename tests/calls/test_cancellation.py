@@ -55,8 +55,7 @@ async def deregister(protocol: WebSocketCommunicationProtocol, call_template: We
     try:
         await protocol.call_tool(None, "manual.t", {"n": 3, "parts": 1}, call_template)
     finally:
-        # Its own cancellation is what is tested.
-        await protocol.deregister_manual(None, call_template)  # noqa: ASYNC102
+        await protocol.deregister_manual(None, call_template)  # noqa: ASYNC102 - its own cancellation is tested
 
 
 OPERATIONS = {operation.__name__: operation for operation in (call, stream, register, deregister)}

@@ -75,6 +75,6 @@ async def test_an_address_that_this_machine_does_not_have_is_left_out(host: Any)
 
 
 async def test_a_port_that_was_asked_for_is_not_changed() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError) as caught:  # noqa: PT011
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError) as caught:  # noqa: PT011 - its errno is looked at
         await open_sockets("127.0.0.1", taken.getsockname()[1])
     assert caught.value.errno == errno.EADDRINUSE

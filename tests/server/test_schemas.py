@@ -40,7 +40,7 @@ class Node(BaseModel):
 
 class Mapping(BaseModel):
     mapping: dict[str, int]
-    propertyName: str  # noqa: N815
+    propertyName: str  # noqa: N815 - a name that a schema has, too
 
 
 class Folder(BaseModel):

@@ -572,7 +572,7 @@ async def test_a_client_that_goes_away_ends_nobody_elses_calls(thread: Thread) -
         await happened(endless.started)
         endless.started.clear()
         async with entered() as other:
-            task_group.start_soon(fails_as_closed, other, templates["waiting"])  # noqa: ASYNC111
+            task_group.start_soon(fails_as_closed, other, templates["waiting"])  # noqa: ASYNC111 - it ends with `other`
             await happened(endless.started)
         await happened(endless.cancelled)
         endless.released.set()

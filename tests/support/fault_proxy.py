@@ -148,8 +148,7 @@ async def fault_proxy(target: int, *, seed: int, harm: float) -> AsyncIterator[F
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     proxy.port = listener.extra(anyio.abc.SocketAttribute.local_port)
     async with anyio.create_task_group() as task_group:
-        # The listener queues connections from the start.
-        task_group.start_soon(listener.serve, proxy.serve)  # noqa: ASYNC113
+        task_group.start_soon(listener.serve, proxy.serve)  # noqa: ASYNC113 - the listener queues from the start
         yield proxy
         task_group.cancel_scope.cancel()
     with anyio.CancelScope(shield=True):

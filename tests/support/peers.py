@@ -201,8 +201,7 @@ async def peer(
     served: Any = listener if tls is None else TLSListener(listener, tls, standard_compatible=False)
     try:
         async with anyio.create_task_group() as task_group:
-            # The listener queues connections from the start.
-            task_group.start_soon(served.serve, handle, task_group)  # noqa: ASYNC113
+            task_group.start_soon(served.serve, handle, task_group)  # noqa: ASYNC113 - the listener queues at once
             try:
                 yield f"{'ws' if tls is None else 'wss'}://127.0.0.1:{address}/"
             except BaseException as error:  # noqa: ASYNC103, BLE001 - raised again below, outside the group
@@ -246,8 +245,7 @@ async def silent_server() -> AsyncIterator[SilentServer]:
         anyio.create_task_group() as task_group,
     ):
         server = SilentServer(listener.extra(anyio.abc.SocketAttribute.local_port))
-        # The listener queues connections from the start.
-        task_group.start_soon(listener.serve, server.handle)  # noqa: ASYNC113
+        task_group.start_soon(listener.serve, server.handle)  # noqa: ASYNC113 - the listener queues at once
         yield server
         await server.left.wait()
         task_group.cancel_scope.cancel()

@@ -152,7 +152,7 @@ async def test_it_is_entered_once() -> None:
     async with entered() as protocol:
         with pytest.raises(RuntimeError, match="already been entered"):
             async with protocol:
-                pass  # pragma: no cover
+                pytest.fail("it was entered twice")
 
 
 on_a_jumping_clock = pytest.mark.parametrize("anyio_backend", [pytest.param(virtual_time(), id="trio")])

@@ -101,7 +101,7 @@ async def test_a_send_that_has_begun_and_is_left_takes_the_wire_with_it(
         async def send() -> None:
             try:
                 await wire.send("half of it")
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - it is asserted below
                 ended.append(error)
 
         async with anyio.create_task_group() as task_group:

@@ -210,7 +210,7 @@ class Leg:
         try:
             prepared = self._request.message
             if prepared is None or step is not self._plan.request[0]:
-                return message.encode(self.context)  # type: ignore[no-any-return]
+                return message.encode(self.context)  # type: ignore[no-any-return]  # templates are Any here
             return prepared if isinstance(prepared, (str, bytes)) else prepared.encode(self.context)
         except ValueError as error:
             reason = str(error)

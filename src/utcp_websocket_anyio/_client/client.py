@@ -188,7 +188,7 @@ class AnyioUtcpClient(UtcpClientImplementation):
         """Clean up after a failure, which stays the error that the caller sees."""
         # The repository may be shared, so these manuals have to go.
         with anyio.move_on_after(_CLEAN_UP_TIME, shield=True):
-            results = await _settle([partial(self.deregister_manual, name) for name in registered])
+            results = await _gather([partial(self.deregister_manual, name) for name in registered])
             for name, result in zip(registered, results, strict=True):
                 if isinstance(result, BaseException):
                     _log.error("the manual %s of a failed client could not be removed: %s", name, _describe(result))
@@ -201,7 +201,7 @@ class AnyioUtcpClient(UtcpClientImplementation):
 
     async def _close_owned_protocols(self) -> None:
         owned = self._own_comm_protocols_by_type
-        results = await _settle([_adapted(protocol, kind).close for kind, protocol in owned.items()])
+        results = await _gather([_adapted(protocol, kind).close for kind, protocol in owned.items()])
         failures = [result for result in results if isinstance(result, BaseException)]
         if failures:
             raise UtcpProtocolCloseError(failures, len(results))
@@ -232,7 +232,7 @@ class AnyioUtcpClient(UtcpClientImplementation):
                 _log.info("registered the manual %s with %d tools", template.name, len(result.manual.tools))
             return result
 
-        return await _settle([partial(register, template) for template in manual_call_templates])
+        return await _gather([partial(register, template) for template in manual_call_templates])
 
     async def deregister_manual(self, manual_name: str) -> bool:
         """Remove a manual, its tools and, for WebSockets, its connections; False if there is no such manual."""
@@ -361,7 +361,7 @@ class _Responses(ToolStream):
         return self._client._post_processed(self._tool, self._template, item)
 
 
-async def _settle(calls: Sequence[Callable[[], Awaitable[Result]]]) -> list[Result | BaseException]:
+async def _gather(calls: Sequence[Callable[[], Awaitable[Result]]]) -> list[Result | BaseException]:
     """Run calls in parallel until every one has ended, for better or worse: what `asyncio.gather` gives core.
 
     Returns:

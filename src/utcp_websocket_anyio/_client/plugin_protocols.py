@@ -85,13 +85,13 @@ class PluginProtocolAdapter(CommunicationProtocol):
             self.explain(error)
             raise
 
-    def call_tool_streaming(  # type: ignore[override]
+    def call_tool_streaming(  # type: ignore[override]  # core declares it as a coroutine
         self, caller: UtcpClient, tool_name: str, tool_args: dict[str, Any], tool_call_template: CallTemplate
     ) -> AsyncGenerator[Any, None]:
         async def start() -> Any:  # noqa: ASYNC124 - called when the first item is asked for
             return self._protocol.call_tool_streaming(caller, tool_name, tool_args, tool_call_template)
 
-        return _ForeignStream(start, self)
+        return _PluginStream(start, self)
 
     async def close(self) -> None:
         try:
@@ -116,7 +116,7 @@ class PluginProtocolAdapter(CommunicationProtocol):
         )
 
 
-class _ForeignStream(ToolStream):
+class _PluginStream(ToolStream):
     def __init__(self, start: Any, protocol: PluginProtocolAdapter) -> None:
         super().__init__(start)
         self._protocol = protocol

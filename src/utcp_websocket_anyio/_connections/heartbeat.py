@@ -59,7 +59,7 @@ class Beats:
         heartbeat = self._heartbeat
         assert heartbeat.every is not None
         every = _seconds(heartbeat.every, self._context())
-        due = anyio.current_time() + (every * random.random() if heartbeat.jitter else every)  # noqa: S311
+        due = anyio.current_time() + (every * random.random() if heartbeat.jitter else every)  # noqa: S311 - jitter
         while True:
             await anyio.sleep_until(due)
             due = max(due + every, anyio.current_time())

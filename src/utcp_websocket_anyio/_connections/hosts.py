@@ -482,7 +482,7 @@ class _Close:
 
 def _replace_close(loop: asyncio.AbstractEventLoop) -> None:
     with suppress(AttributeError):  # an implementation without a __dict__
-        loop.close = _Close(loop)  # type: ignore[method-assign]
+        loop.close = _Close(loop)  # type: ignore[method-assign]  # wrapped on purpose
 
 
 def _restore_close(loop: asyncio.AbstractEventLoop) -> None:
@@ -544,7 +544,7 @@ def _end_all() -> None:
 
 
 def _after_fork() -> None:
-    global _registry_lock  # noqa: PLW0603
+    global _registry_lock  # noqa: PLW0603 - the parent's may be held by a thread that the child does not have
     _registry_lock = threading.Lock()
     for loop in _registry:
         _restore_close(loop)

@@ -122,17 +122,20 @@ class NetworkSettings:
     @property
     def parsed_proxy(self) -> Proxy | None:
         """The proxy for everything; None if there is none, or the environment says which."""
-        return self.__dict__["_proxy"]  # type: ignore[no-any-return]
+        proxy: Proxy | None = self.__dict__["_proxy"]
+        return proxy
 
     @property
     def contexts(self) -> tuple[ssl.SSLContext, ssl.SSLContext] | None:
         """TLS settings for endpoints and for proxies; None: nothing but the system's trust store."""
-        return self.__dict__["_contexts"]  # type: ignore[no-any-return]
+        contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None = self.__dict__["_contexts"]
+        return contexts
 
     @property
     def trusted(self) -> HostList:
         """`trusted_hosts`, to compare with."""
-        return self.__dict__["_trusted"]  # type: ignore[no-any-return]
+        trusted: HostList = self.__dict__["_trusted"]
+        return trusted
 
     @property
     def _identity(self) -> tuple[Any, ...]:

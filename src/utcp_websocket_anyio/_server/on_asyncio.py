@@ -154,7 +154,7 @@ class _Client(ServerConnection):
         super().__init__(
             # Without compression: a small message could become a large one.
             ServerProtocol(max_size=max_message_size, logger=_silent),
-            _NoServer(),  # type: ignore[arg-type]
+            _NoServer(),  # type: ignore[arg-type]  # has all that is used of one
             # Pings are the session's.
             ping_interval=None,
             close_timeout=CLOSING_TIME,

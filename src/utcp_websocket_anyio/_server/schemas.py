@@ -80,7 +80,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     while hasattr(described, "func") and not hasattr(described, "__annotations__"):  # functools.partial
         described = described.func
     if not inspect.isroutine(described) and not inspect.isclass(described):
-        described = described.__call__  # type: ignore[operator]
+        described = described.__call__  # type: ignore[operator]  # an object with `__call__`
     return get_type_hints(described, include_extras=True)
 
 

@@ -159,7 +159,8 @@ class Session:
         except anyio.get_cancelled_exc_class():  # noqa: ASYNC103 - the tool's own, not this task's
             if self._service.is_cancelled():
                 raise
-            await self._send_error(request_id, "CancelledError: what the tool waited for was cancelled")  # noqa: ASYNC102
+            text = "CancelledError: what the tool waited for was cancelled"
+            await self._send_error(request_id, text)  # noqa: ASYNC102 - this task is not cancelled
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a tool may be a program's main function, and exit
             _log.exception("tool %s of server %s failed", tool.name, self._service.name)
             await self._send_error(request_id, _told(error))

@@ -50,7 +50,7 @@ class Workers:
 
         def work() -> Result:
             if not claim.acquire(blocking=False):
-                return _END  # type: ignore[no-any-return]
+                return _END  # type: ignore[no-any-return]  # never seen: its caller was cancelled
             try:
                 return function()
             finally:
@@ -77,7 +77,7 @@ class Workers:
         def close() -> None:
             try:
                 with lock:
-                    iterator.close()  # type: ignore[attr-defined]
+                    iterator.close()  # type: ignore[attr-defined]  # only called if there is one
             except BaseException:  # noqa: ASYNC103, BLE001 - of a stream that is no longer read
                 _log.exception("a stream could not be closed")
 

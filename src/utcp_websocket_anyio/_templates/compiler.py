@@ -102,7 +102,7 @@ class _Compiler:
 
         answers = [part for part in (*filters, *results) if part is not None]
         if isinstance(response_timeout, Template):
-            answers.append(response_timeout)  # type: ignore[arg-type]
+            answers.append(response_timeout)  # type: ignore[arg-type]  # only its arguments are asked for
         called = [part for step in (*before, *request, *on_end) for part in step.parts]
         called += answers
         if on_response is not None:

@@ -75,7 +75,7 @@ class Computation(CompiledTemplate):
             ValueError: One cannot be computed. No value and no key is in the text.
         """
         computed: dict[str, Any] = {}
-        within = context.replace(captured=ChainMap(computed, context.captured))  # type: ignore[arg-type]
+        within = context.replace(captured=ChainMap(computed, context.captured))  # type: ignore[arg-type]  # read only
         for name, (where, compute) in self._values.items():
             try:
                 value = compute(within)

@@ -362,7 +362,8 @@ def compile_resume(value: Any, where: str, scope: Scope) -> Resume | None:
     if "gap_item" in value:
         gap_item = compile_template(value["gap_item"], f"{where}.gap_item", scope.with_gap())
     not_after = _codes(value.get("not_after"), where)
-    return replace(Resume(attempts=attempts, not_after=not_after, gap_item=gap_item), **steps)  # type: ignore[arg-type]
+    resume = Resume(attempts=attempts, not_after=not_after, gap_item=gap_item)
+    return replace(resume, **steps)  # type: ignore[arg-type]  # its four lists of steps, by name
 
 
 def _codes(value: Any, where: str) -> tuple[tuple[int, int], ...]:

@@ -102,7 +102,7 @@ class PatternTemplate:
         text = "".join([piece if isinstance(piece, str) else _escaped(*piece, context) for piece in self._pieces])
         known = context.memo.get(self)
         if known is not None and known[0] == text:
-            return known[1]  # type: ignore[no-any-return]
+            return known[1]  # type: ignore[no-any-return]  # from the memo, which holds anything
         pattern = compile_pattern(text, self._where)
         context.memo[self] = text, pattern
         return pattern

@@ -151,7 +151,7 @@ class RenderContext:
         cell = self._call
         if cell[0] is None:
             cell[0] = str(uuid.uuid4())
-        return cell[0]  # type: ignore[no-any-return]
+        return cell[0]  # type: ignore[no-any-return]  # a cell has several types
 
     @property
     def memo(self) -> dict[object, Any]:
@@ -162,7 +162,7 @@ class RenderContext:
         cell = self._call
         if cell[1] is None:
             cell[1] = {}
-        return cell[1]  # type: ignore[no-any-return]
+        return cell[1]  # type: ignore[no-any-return]  # a cell has several types
 
     @property
     def time(self) -> datetime:
@@ -170,7 +170,7 @@ class RenderContext:
         cell = self._step
         if cell[0] is None:
             cell[0] = datetime.now(UTC)
-        return cell[0]  # type: ignore[no-any-return]
+        return cell[0]  # type: ignore[no-any-return]  # a cell has several types
 
     @property
     def now(self) -> str:
@@ -207,7 +207,7 @@ class RenderContext:
         context.gap = self.gap if gap is MISSING else gap
         context._call = self._call
         context._step = self._step
-        return context  # type: ignore[no-any-return]
+        return context  # type: ignore[no-any-return]  # Any, so that its slots can be set
 
     def for_step(
         self, call_id: int, *, next_step_id: Callable[[], int] | None = None, captured: Any = MISSING
@@ -219,13 +219,13 @@ class RenderContext:
         """
         context: Any = self.replace(call_id=call_id, captured=captured)
         context._step = [None, next_step_id]
-        return context  # type: ignore[no-any-return]
+        return context  # type: ignore[no-any-return]  # Any, so that its slots can be set
 
     def for_handshake(self, captured: Mapping[str, Any]) -> RenderContext:
         """The same arguments in the moments of a connection, which have a UUID of their own for each handshake."""
         context: Any = self.for_step(0, captured=captured)
         context._call = [None, None]
-        return context  # type: ignore[no-any-return]
+        return context  # type: ignore[no-any-return]  # Any, so that its slots can be set
 
 
 def reach(value: Any, path: Iterable[str | int]) -> Any:
