@@ -28,7 +28,7 @@ from utcp_websocket_anyio.cli.schema import call_template_schema, manual_schema
 
 project = "utcp-websocket-anyio"
 author = "utcp-websocket-anyio contributors"
-copyright = f"2026, {author}"  # noqa: A001
+copyright = f"2026, {author}"  # noqa: A001 - the name that Sphinx reads
 version = release = utcp_websocket_anyio.__version__
 
 extensions = [

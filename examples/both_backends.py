@@ -1,7 +1,7 @@
 """A library function that calls tools, written once and tested on asyncio and on trio.
 
 Run its tests: ``python -m pytest examples/both_backends.py``; nox does so on every Python. The function below uses
-anyio and nothing of an event loop, so whoever calls it chooses one.
+anyio and nothing of an event loop, so the caller chooses one.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def url() -> Iterator[str]:
     def answer(connection: ServerConnection) -> None:
         assert connection.request is not None
         seconds = connection.request.path.removeprefix("/")
-        # Whoever lost the race has hung up.
+        # The loser of the race has hung up.
         with suppress(ConnectionClosed):
             for message in connection:
                 if seconds == "never":

@@ -91,7 +91,7 @@ def manual(url: str) -> dict[str, Any]:
 
 
 async def microphone(seconds: float) -> AsyncGenerator[bytes, None]:
-    """A tenth of a second of sound each tenth of a second; it is switched off when nobody wants more."""
+    """A tenth of a second of sound each tenth of a second; it is switched off when no more is wanted."""
     said_all = False
     try:
         for _ in range(round(seconds * 10)):

@@ -63,7 +63,7 @@ async def fifty_at_once(gathered: Callable[[Call], Awaitable[list[int]]], call: 
 
 
 async def late_answer(call: Call) -> None:
-    """A call that is too late fails; its answer, when it comes, belongs to nobody."""
+    """A call that is too late fails; its answer, when it comes, is discarded."""
     try:
         await call("ponder", {"question": "The question?", "seconds": 0.6})
     except WebSocketTimeoutError as error:

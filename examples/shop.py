@@ -1,7 +1,7 @@
 """An endpoint that knows nothing of UTCP: the one that the README's guide makes a manual for.
 
-Run it: ``python examples/shop.py [PORT]``. It tells prices to everybody, takes orders from who has logged in with the
-token ``secret``, and announces things in between.
+Run it: ``python examples/shop.py [PORT]``. It tells prices to everybody, takes orders from clients that
+have logged in with the token ``secret``, and announces things in between.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ class Visit:
             await trio.sleep(0.2)
 
     async def announce(self) -> None:
-        """Say what nobody has asked for."""
+        """Send an announcement that no client has asked for."""
         while True:
             await trio.sleep(0.5)
             await self.say(event="offer", item="milk")
 
     async def say(self, **message: Any) -> None:
-        """Send a message, if there is still somebody to hear it."""
+        """Send a message, unless the client has gone."""
         try:
             await self.connection.send_message(json.dumps(message))
         except ConnectionClosed:

@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class Command(SphinxDirective):
-    """What ``--help`` says of the subcommand that is named."""
+    """The ``--help`` text of the named subcommand."""
 
     required_arguments = 1
 

@@ -48,7 +48,7 @@ def shape(schema: dict[str, Any]) -> str | None:
 
 
 def kinds(schema: dict[str, Any]) -> Iterator[str]:
-    """What a value may be, as somebody who writes JSON calls it."""
+    """The type of a value, in the words of JSON."""
     schema = resolved(schema)
     if "anyOf" in schema:
         if any(shape(one) == "filter" for one in schema["anyOf"]):
