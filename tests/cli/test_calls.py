@@ -126,7 +126,7 @@ def test_a_missing_argument_and_an_unknown_tool_are_named(backend: str, url: str
         2, "call", url, "greet", "--backend", backend
     )
     told = failed(2, "call", url, "great", "--backend", backend)
-    assert "there is no tool 'great' (did you mean 'greet'?); there are: echo, greet, count" in told
+    assert "unknown tool 'great' (did you mean 'greet'?); the tools are: echo, greet, count" in told
 
 
 def test_a_result_is_text_or_json_and_with_json_always_json(backend: str, url: str) -> None:
@@ -407,7 +407,7 @@ def test_a_tool_of_several_manuals_is_named_with_its_manual(backend: str, tmp_pa
         assert "write the tool as MANUAL.TOOL, with one of one, two" in failed(
             2, "call", file, "tool", "--backend", backend
         )
-        assert "there is no tool" in failed(2, "call", file, "two.tol", "--backend", backend)
+        assert "unknown tool" in failed(2, "call", file, "two.tol", "--backend", backend)
         assert "(did you mean 'two'?)" in failed(2, "call", file, "tow.tool", "--backend", backend)
         listed = done("discover", file, "--backend", backend).splitlines()
         assert [line.split()[0] for line in listed] == ["tool", "one.tool", "two.tool"]

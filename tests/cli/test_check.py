@@ -29,7 +29,7 @@ def test_every_manual_of_the_examples_is_valid_and_explained(path: Path) -> None
     [
         ({"timeout": -1}, "timeout: "),
         ({"multiplex": True}, "multiplex: "),
-        ({"message": "{{args.x|rot13}}"}, "there is no encoder 'rot13'"),
+        ({"message": "{{args.x|rot13}}"}, "unknown encoder 'rot13'"),
         ({"message_filter": {"$and": 1}}, "message_filter"),
         ({"url": "ws://example.com/"}, "url: ws:// goes to localhost"),
         ({"on_connect": [{"wait": 1}]}, "on_connect[0]: unknown key 'wait'"),
@@ -111,7 +111,7 @@ def test_a_call_that_cannot_be_made_is_a_mistake_of_the_user(tmp_path: Path) -> 
     file = written(tmp_path / "m.json", manual(URL, inputs={"n": {"type": "integer"}}, message="{{args.m}}"))
     assert "missing argument: n" in failed(2, "check", file, "tool")
     assert "missing argument: m" in failed(2, "check", file, "tool", "n=1")
-    assert "there is no tool 'took'" in failed(2, "check", file, "took")
+    assert "unknown tool 'took'" in failed(2, "check", file, "took")
     assert "check takes a file" in failed(2, "check", URL)
 
 

@@ -168,10 +168,10 @@ def test_a_module_that_cannot_be_served_is_a_mistake_of_the_user(text: str, said
 
 
 def test_a_module_that_is_not_there_is_named(tmp_path: Path) -> None:
-    assert "there is no file none.py" in failed(2, "serve", "none.py")
+    assert "file not found: none.py" in failed(2, "serve", "none.py")
     assert "no_such_module cannot be imported: ModuleNotFoundError" in failed(2, "serve", "no_such_module")
     told = json.loads(failed(2, "serve", "none.py", "--json"))
-    assert (told["exit_code"], told["message"]) == (2, "there is no file none.py")
+    assert (told["exit_code"], told["message"]) == (2, "file not found: none.py")
 
 
 def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:

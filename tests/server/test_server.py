@@ -340,7 +340,7 @@ async def test_an_unknown_tool_is_the_callers_error(thread: Thread) -> None:
     url = await thread.serve(arithmetic())
     async with entered() as protocol:
         request = {"type": "call_tool", "request_id": "r", "tool_name": "subtract", "arguments": {}}
-        answer = {"type": "tool_error", "request_id": "r", "error": "there is no tool 'subtract'"}
+        answer = {"type": "tool_error", "request_id": "r", "error": "unknown tool 'subtract'"}
         assert await said(protocol, url, request) == answer
 
 

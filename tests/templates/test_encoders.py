@@ -109,14 +109,14 @@ def test_a_value_that_an_encoder_cannot_take_is_a_value_error_without_the_value(
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
-        ("{{args.a|bas64}}", "there is no encoder 'bas64'; did you mean 'base64'?"),
+        ("{{args.a|bas64}}", "unknown encoder 'bas64'; did you mean 'base64'?"),
         ("{{args.a|unix}}", "the encoder unix works on now only"),
         ("{{args.a|date:%Y}}", "the encoder date works on now only"),
         ("{{now|json|unix}}", "the encoder unix works on now only"),
         ("{{now|date}}", "the encoder date needs a format"),
         ("{{now|date:}}", "the encoder date needs a format"),
         ("{{now|date:%Q}}", "the format of date has no directive '%Q'"),
-        ("{{args.a|}}", "there is no encoder ''"),
+        ("{{args.a|}}", "unknown encoder ''"),
         ("{{arg.x}}", "{{arg.x}} does not exist; did you mean {{args.…}}?"),
         ("{{callid}}", "{{callid}} does not exist; did you mean {{call_id}}?"),
         ("{{ uid }}", "did you mean {{uuid}}?"),

@@ -387,12 +387,12 @@ def test_a_filter_knows_if_only_a_calls_own_messages_match(filter_: Any, expecte
         (
             {"$gt": 5},
             (
-                r"message_filter: \$gt cannot stand here; there are \$absent, \$after, \$and, \$any, \$equals, "
+                r"message_filter: \$gt cannot stand here; use one of \$absent, \$after, \$and, \$any, \$equals, "
                 r"\$frame, \$hex, \$in, \$json, \$not, \$or, \$regex, \$select, \$text; '\$\$gt' means the key '\$gt'"
             ),
         ),
-        ({"a": "{{args.x|rot13}}"}, r"message_filter\.a: .* there is no encoder 'rot13'"),
-        ("{{args.x|rot13}}", r"message_filter: .* there is no encoder 'rot13'"),
+        ({"a": "{{args.x|rot13}}"}, r"message_filter\.a: .* unknown encoder 'rot13'"),
+        ("{{args.x|rot13}}", r"message_filter: .* unknown encoder 'rot13'"),
     ],
 )
 def test_a_filter_of_wrong_form_is_an_error_that_says_where_and_what_is_right(filter_: Any, fault: str) -> None:

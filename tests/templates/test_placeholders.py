@@ -717,7 +717,7 @@ def test_a_url_may_begin_with_a_captured_one_which_goes_in_as_it_is() -> None:
     with pytest.raises(ValueError, match=r"^url: {{captured.url}} must be the text of a URL$"):
         url.render(values(captured={"url": 5}, b=""))
     for template in ("{{captured.x}}://h/", "{{captured.x}}.example.com/"):
-        with pytest.raises(ValueError, match="holds a whole URL; only a path or query may follow"):
+        with pytest.raises(ValueError, match="contains a whole URL; only a path or query may follow"):
             compile_url(template, "url")
 
 

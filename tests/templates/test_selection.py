@@ -78,7 +78,7 @@ def test_no_value_changes_an_expression(one: str, other: str) -> None:
         ("", "must be a JMESPath expression (string)"),
         (5, "must be a JMESPath expression (string)"),
         ("foo.{{args.x}}", "an error in its syntax; a placeholder stands for a literal there"),
-        ("lenght(a)", "JMESPath has no function 'lenght'; there are abs, "),
+        ("lenght(a)", "JMESPath has no function 'lenght'; use one of abs, "),
         ("(" * 4000 + "a" + ")" * 4000, "it is nested too deeply"),
         ("a" * 10_001, "an expression may have 10000 characters at most"),
         ("[?a == {{arg.x}}]", "{{arg.x}} does not exist"),
@@ -209,7 +209,7 @@ def test_what_is_not_there_is_told_without_values(form: Any, data: Any, expected
         ({"as": "rot13"}, "result.as: must be one of hex, base64, utf-8"),
         ({"json": False}, "result.json: must be true"),
         ({"select": "a["}, "result.select: is not a valid JMESPath expression"),
-        ({"path": "{{args.x|bas64}}"}, "result.path: {{args.x|bas64}}: there is no encoder 'bas64'"),
+        ({"path": "{{args.x|bas64}}"}, "result.path: {{args.x|bas64}}: unknown encoder 'bas64'"),
     ],
     ids=str,
 )

@@ -121,7 +121,9 @@ def _call_template(value: Any, where: str) -> CallTemplate:
     serializer = CallTemplateSerializer.call_template_serializers.get(kind)
     if serializer is None:
         known = ", ".join(sorted(CallTemplateSerializer.call_template_serializers))
-        raise ValueError(f"{where} is of type {json.dumps(kind)}, for which no plugin is installed; there are {known}")
+        raise ValueError(
+            f"{where} is of type {json.dumps(kind)}, for which no plugin is installed; installed are {known}"
+        )
     return _valid(serializer, value, where)
 
 

@@ -434,7 +434,7 @@ class Connection(ABC):
         except (ResponseError, ValueError) as error:
             self._log_step(handler.where, f"reply left out: {error}")
         if handler.lost:
-            self.give_up(WebSocketClosedError(f"given up as {handler.where} says", endpoint=self.display_url))
+            self.give_up(WebSocketClosedError(f"closed as {handler.where} says", endpoint=self.display_url))
             return
         if handler.resume is not None and self._is_logging_in:
             # It is not in use yet: the call that waits for it opens another one, in the way that this says.

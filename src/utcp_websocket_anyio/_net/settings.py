@@ -194,7 +194,7 @@ def _loading(member: str, path: str | os.PathLike[str]) -> Iterator[None]:
             if error.reason == "KEY_VALUES_MISMATCH":
                 return "the key does not belong to the certificate"
             if member == "ca_file":
-                return "it holds no certificate in PEM form"
+                return "it contains no certificate in PEM form"
             return "it cannot be read: not PEM, or encrypted with another client_key_password"
         if isinstance(error, OSError):
             return error.strerror or "it cannot be read"

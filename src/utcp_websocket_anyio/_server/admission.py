@@ -32,7 +32,7 @@ _ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 # RFC 6750, section 2.1; it keeps out what a header or a call template would take for something else.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
-_SHOWN = 100
+_EXCERPT_LENGTH = 100
 
 
 class Admission:
@@ -179,4 +179,4 @@ def _equal(given: str, token: str) -> bool:
 
 
 def _shown(text: str) -> str:
-    return ascii(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+    return ascii(text if len(text) <= _EXCERPT_LENGTH else f"{text[:_EXCERPT_LENGTH]}...")

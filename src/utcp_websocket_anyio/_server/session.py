@@ -38,8 +38,8 @@ _log = logging.getLogger(__name__)
 
 _DISCOVERY_TYPES = ("utcp", "discover")
 # It is a part of every answer, so a long one would make much out of little.
-_LONGEST_ID = 1000
-_SHOWN = 100
+_MAX_ID_LENGTH = 1000
+_EXCERPT_LENGTH = 100
 _WAITING_PER_CALL = 10
 # Times of `pong_timeout`. A client that is gone is not noticed while the server does not read.
 _LONGEST_EXCUSE = 20
@@ -141,7 +141,7 @@ class Session:
         name = request.get("tool_name")
         tool = self._service.tools.get(name) if isinstance(name, str) else None
         if tool is None:
-            await self._send_error(request_id, f"there is no tool {_shown(name)}")
+            await self._send_error(request_id, f"unknown tool {_shown(name)}")
             return
         try:
             arguments = tool.read_arguments(request.pop("arguments", None))
@@ -163,7 +163,7 @@ class Session:
             await self._send_error(request_id, text)  # noqa: ASYNC102 - this task is not cancelled
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a tool may be a program's main function, and exit
             _log.exception("tool %s of server %s failed", tool.name, self._service.name)
-            await self._send_error(request_id, _told(error))
+            await self._send_error(request_id, _error_text(error))
 
     async def _send_items(self, request_id: str, items: Any) -> None:
         if hasattr(items, "aclose"):
@@ -295,8 +295,8 @@ def _checked(request: dict[str, Any]) -> dict[str, Any]:
         request_id = json.dumps(request.get("request_id"), allow_nan=False)
     except (ValueError, RecursionError):
         request_id = ""
-    if not 0 < len(request_id) <= _LONGEST_ID:
-        raise _BadRequest(f'"request_id" must be JSON of at most {_LONGEST_ID} characters')
+    if not 0 < len(request_id) <= _MAX_ID_LENGTH:
+        raise _BadRequest(f'"request_id" must be JSON of at most {_MAX_ID_LENGTH} characters')
     kind = request.get("type")
     if kind != "call_tool" and kind not in _DISCOVERY_TYPES:
         raise _BadRequest('"type" must be "utcp", "discover" or "call_tool"', request_id)
@@ -312,10 +312,10 @@ def _shown(name: Any) -> str:
     """A tool's name that the client made up, short."""
     if not isinstance(name, str):
         return "whose name is not a string"
-    return repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}...")
+    return repr(name if len(name) <= _EXCERPT_LENGTH else f"{name[:_EXCERPT_LENGTH]}...")
 
 
-def _told(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     """The text of a tool's failure."""
     try:
         return f"{type(error).__name__}: {error}"

@@ -122,7 +122,7 @@ def compile_encoder(source: str, *, of_time: bool) -> Encoder:
         return (lambda time: encode(iso_time(time))) if of_time else encode
     if name == "date" and not colon:
         raise ValueError("the encoder date needs a format, as in {{now|date:%Y-%m-%d}}")
-    raise ValueError(f"there is no encoder {source[:60]!a}; {known_names(source, [*_ENCODERS, *_OF_TIME])}")
+    raise ValueError(f"unknown encoder {source[:60]!a}; {known_names(source, [*_ENCODERS, *_OF_TIME])}")
 
 
 # A time is an aware datetime in UTC.
@@ -189,7 +189,7 @@ _DIRECTIVES: Mapping[str, Callable[[datetime], str]] = {
 def _date(form: str) -> Encoder:
     for match in _DIRECTIVE.finditer(form):
         if match[1] not in _DIRECTIVES:
-            raise ValueError(f"the format of date has no directive {match[0]!r}; there are {''.join(_DIRECTIVES)}")
+            raise ValueError(f"the format of date has no directive {match[0]!r}; use one of {''.join(_DIRECTIVES)}")
     if not form:
         raise ValueError("the encoder date needs a format, as in {{now|date:%Y-%m-%d}}")
     return lambda time: _DIRECTIVE.sub(lambda match: _DIRECTIVES[match[1]](time), form)
@@ -229,7 +229,7 @@ def _unsigned(size: int) -> Encoder:
 
 def _little_endian(value: Any) -> Digest:
     if not is_bytes(value):
-        raise ValueError("le turns the bytes of u8, u16 or u32 around; there are none")
+        raise ValueError("le reverses the bytes of u8, u16 or u32; put it behind one of them")
     return Digest(bytes(value)[::-1])
 
 

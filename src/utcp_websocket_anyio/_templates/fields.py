@@ -97,7 +97,7 @@ class CallTemplateFields(CallTemplate):
         bool, Role("call", ("send no request: responses are what the server pushes", "send a request"))
     ] = Field(default=False, description="Send no request: the exchange is what the server pushes")
     response_format: Annotated[Literal["json", "text", "raw"] | None, Role("call", "return responses as {}")] = Field(
-        default=None, description="How a response is returned: as JSON, as text, or as received"
+        default=None, description="The form of a returned response: JSON, text, or as received"
     )
     protocol: Annotated[
         Subprotocol | Annotated[list[Subprotocol], Field(min_length=1)] | None,
@@ -109,24 +109,24 @@ class CallTemplateFields(CallTemplate):
     timeout: Annotated[
         Seconds, Role("call", "wait {} for a free connection, and for responses unless response_timeout says otherwise",
                       "seconds")
-    ] = Field(default=30.0, description="Default of response_timeout; longest wait for a connection")  # fmt: skip
+    ] = Field(default=30.0, description="Default of response_timeout; seconds to wait for a connection")  # fmt: skip
     connection_timeout: Annotated[Seconds, Role("handshake", "the connection and its login may take {}", "seconds")] = (
-        Field(default=10.0, description="For prepare, TCP, TLS, handshake and on_connect together")
+        Field(default=10.0, description="Seconds for prepare, TCP, TLS, handshake and on_connect together")
     )
     response_timeout: Annotated[
         Seconds | str | None, Role("call", "wait {} from the request to the last response", "seconds", templated=True)
-    ] = Field(default=None, description="From sending the request to the last response; or a template giving a number")
+    ] = Field(default=None, description="Seconds from the request to the last response; or a template giving a number")
     idle_timeout: Annotated[Seconds | None, Role("call", "the end is also a silence of {}", "seconds")] = Field(
-        default=None, description="An open-ended exchange ends successfully after this silence"
+        default=None, description="Seconds of silence after which an open-ended exchange ends successfully"
     )
     keep_alive_timeout: Annotated[
         Seconds | None, Role("pool", "close a connection that was idle for {}", "seconds")
-    ] = Field(default=300.0, description="An idle connection is closed after this time; null: never")
+    ] = Field(default=300.0, description="Seconds after which an idle connection is closed; null: never")
     expected_responses: Annotated[Annotated[Count, Field(ge=-1)] | None, Role("call", "{}", "count")] = Field(
         default=None, description="0: none, -1: open-ended, null: 1 for a call and open-ended for a stream"
     )
     collect: Annotated[Literal["list", "join", "last"], Role("call", "a call returns its responses as {}")] = Field(
-        default="list", description="What a call makes of several responses: a list, joined, or only the last"
+        default="list", description="The result of a call with several responses: a list, joined, or only the last"
     )
     spread: Annotated[bool, Role("call", ("each element of a list is a response", "a list is one response"))] = Field(
         default=False, description="A result that is a list counts as that many responses"
@@ -135,11 +135,11 @@ class CallTemplateFields(CallTemplate):
         bool | None, Role("call", ("close the connection after the call", "keep the connection"))
     ] = Field(default=None, description="Close the connection after the exchange; null: unless keep_alive")
     ping_interval: Annotated[Seconds | None, Role("connection", "send a WebSocket ping every {}", "seconds")] = Field(
-        default=30.0, description="Between WebSocket pings; null: no pings"
+        default=30.0, description="Seconds between WebSocket pings; null: no pings"
     )
     pong_timeout: Annotated[
-        Seconds, Role("connection", "give the connection up when its pong takes longer than {}", "seconds")
-    ] = Field(default=10.0, description="To wait for the pong before the connection is given up")
+        Seconds, Role("connection", "close the connection when its pong takes longer than {}", "seconds")
+    ] = Field(default=10.0, description="Seconds to wait for the pong before the connection is closed")
     headers: Annotated[
         dict[str, str] | None, Role("handshake", "send the handshake headers {}", "names", templated=True)
     ] = Field(default=None, description="Handshake headers")
@@ -148,7 +148,7 @@ class CallTemplateFields(CallTemplate):
     ] = Field(default=None, description="Arguments sent as handshake headers")
     message_filter: Annotated[
         FilterForm | None, Role("call", "a response is a message {}; others are skipped", "filter", templated=True)
-    ] = Field(default=None, description="Which incoming messages are responses")
+    ] = Field(default=None, description="The incoming messages that are responses")
     last_filter: Annotated[
         FilterForm | None, Role("call", "the last response is a message {}", "filter", templated=True)
     ] = Field(default=None, description="A response that is also the end")
@@ -163,7 +163,7 @@ class CallTemplateFields(CallTemplate):
     ] = Field(default=None, description="The part of an error message that is the error's text")
     end_on_close: Annotated[Literal["normal", "any", "never"], Role("call", "{}", "closes")] = Field(
         default="normal",
-        description="Which closes by the server end an open-ended exchange without an error;"
+        description="The closes by the server that end an open-ended exchange without an error;"
         " with resume, streams take never unless it is given",
     )
     result: Annotated[
@@ -192,33 +192,33 @@ class CallTemplateFields(CallTemplate):
         list[Object] | None, Role("call", "before each request, on its connection: {}", "steps", templated=True)
     ] = Field(default=None, description="Steps on the exchange's connection before its request")
     on_response: Annotated[Object | None, Role("call", "{}", "response_handler", templated=True)] = Field(
-        default=None, description="What is done with each response"
+        default=None, description="Values to capture from each response, and its acknowledgement"
     )
     on_end: Annotated[
         list[Object] | None, Role("call", "when the call ends before the server has ended it: {}", "steps",
                                   templated=True)
     ] = Field(default=None, description="Steps when the call ends before the server has ended it")  # fmt: skip
     resume: Annotated[Object | None, Role("call", "{}", "resume", templated=True)] = Field(
-        default=None, description="How a stream goes on after its connection was lost"
+        default=None, description="The way a stream continues after its connection was lost"
     )
     on_close: Annotated[list[Object] | None, Role("connection", "before closing: {}", "steps", templated=True)] = Field(
         default=None, description="Steps before the client closes"
     )
     incoming: Annotated[Object | None, Role("connection", "{}", "incoming")] = Field(
-        default=None, description="How a WebSocket message becomes records"
+        default=None, description="The way a WebSocket message is split into records"
     )
     outgoing: Annotated[Object | None, Role("connection", "{}", "outgoing")] = Field(
-        default=None, description="What is done with each message that is sent"
+        default=None, description="The way each message is framed when it is sent"
     )
     compression: Annotated[Literal["deflate"] | None, Role("connection", "offer compression (permessage-deflate)")] = (
         Field(default=None, description="Offer permessage-deflate (RFC 7692)")
     )
     compression_threshold: Annotated[
         Annotated[Count, Field(ge=0)], Role("connection", "send messages shorter than {} bytes uncompressed")
-    ] = Field(default=1024, description="Shorter outgoing messages go uncompressed")
+    ] = Field(default=1024, description="Bytes; shorter outgoing messages are sent uncompressed")
     max_message_size: Annotated[
         Annotated[Count, Field(gt=0)], Role("connection", "refuse messages longer than {} bytes")
-    ] = Field(default=16 * 2**20, description="Longest incoming message, after decompression")
+    ] = Field(default=16 * 2**20, description="Bytes of the longest incoming message, after decompression")
     max_connections: Annotated[Annotated[Count, Field(ge=1)], Role("pool", "open at most {} connections")] = Field(
         default=10, description="Open connections per endpoint"
     )
@@ -227,9 +227,9 @@ class CallTemplateFields(CallTemplate):
     ] = Field(default=2, description="Extra attempts to establish a connection")
     discovery_message: Annotated[
         str | Object, Role("discovery", "ask the endpoint for its tools with {}", "message")
-    ] = Field(default_factory=lambda: {"type": "utcp"}, description="What asks the endpoint for its manual")
+    ] = Field(default_factory=lambda: {"type": "utcp"}, description="The message that asks the endpoint for its manual")
     discovery_url: Annotated[str | None, Role("discovery", "fetch the tools from discovery_url")] = Field(
-        default=None, description="Where the manual is fetched by GET instead"
+        default=None, description="The URL to fetch the manual from by GET instead"
     )
     tools: Annotated[list[Object] | None, Role("discovery", "the tools are in the file: {}", "length")] = Field(
         default=None,

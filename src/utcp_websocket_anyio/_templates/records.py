@@ -73,7 +73,7 @@ class Incoming:
             size += len(record) + _RECORD_COST
             # A few records may always be: the limit is meant for what is many times as large as it came.
             if size > 2 * self.max_size + 1000 * _RECORD_COST:
-                raise ResponseError("a message holds more records than max_message_size allows")
+                raise ResponseError("a message contains more records than max_message_size allows")
             kept.append(record)
         return kept
 

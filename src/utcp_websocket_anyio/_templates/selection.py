@@ -259,7 +259,7 @@ def _check_functions(node: Any, where: str) -> None:
         return
     if node["type"] == "function_expression" and node["value"] not in _FUNCTIONS:
         raise ValueError(
-            f"{where}: JMESPath has no function {node['value']!r}; there are {', '.join(sorted(_FUNCTIONS))}"
+            f"{where}: JMESPath has no function {node['value']!r}; use one of {', '.join(sorted(_FUNCTIONS))}"
         )
     for child in node["children"]:
         _check_functions(child, where)

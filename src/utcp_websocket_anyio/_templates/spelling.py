@@ -48,4 +48,4 @@ def known_names(name: object, known: Iterable[str]) -> str:
     """A hint for a name that does not exist: the nearest known name, or all of them."""
     names = list(known)
     nearest = difflib.get_close_matches(str(name)[:_MAX_SHOWN], names, n=1, cutoff=0.7)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(names)}"
+    return f"did you mean {nearest[0]!r}?" if nearest else f"use one of {', '.join(names)}"

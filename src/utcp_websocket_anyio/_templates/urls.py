@@ -89,7 +89,7 @@ def compile_url(url: str, where: str, scope: Scope = CALL) -> UrlTemplate:
         before: list[str | Placeholder] = [first]
         rest = list(parts[1:])
         if first.kind == "captured." and rest and isinstance(rest[0], str) and rest[0][:1] not in "/?&":
-            raise ValueError(f"{where}: {first.source} holds a whole URL; only a path or query may follow it")
+            raise ValueError(f"{where}: {first.source} contains a whole URL; only a path or query may follow it")
         if rest and isinstance(rest[0], str) and first.kind != "captured.":
             host = _BEFORE_PATH.match(rest[0])
             assert host is not None

@@ -503,7 +503,7 @@ class ProtocolCore:
 
         Raises:
             WebSocketError: The connection is closed.
-            ValueError: A text holds a lone surrogate.
+            ValueError: A text contains a lone surrogate.
         """
         self._check_open()
         payload = data if isinstance(data, bytes) else _encoded(data)
@@ -558,7 +558,7 @@ def _encoded(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         pass  # it holds the message, and must not be behind the error
-    raise ValueError("the message holds a lone surrogate, which cannot be sent: WebSocket text is UTF-8")
+    raise ValueError("the message contains a lone surrogate, which cannot be sent: WebSocket text is UTF-8")
 
 
 def _masked_frame(first: int, payload: bytes) -> bytes:

@@ -94,7 +94,7 @@ class Handshake:
         request = _encoded("\r\n".join([*lines, "", ""]))
         if request is None:
             raise WebSocketConnectionError(
-                "cannot connect: the URL or a header holds a lone surrogate, which is not valid Unicode",
+                "cannot connect: the URL or a header contains a lone surrogate, which is not valid Unicode",
                 endpoint=target.endpoint,
             )
         return request
@@ -315,7 +315,7 @@ def _resource(url: str) -> str:
 
 
 def _encoded(text: str) -> bytes | None:
-    """Text in UTF-8; None if it holds a lone surrogate. (The error for that would show the text.)"""
+    """Text in UTF-8; None if it contains a lone surrogate. (The error for that would show the text.)"""
     try:
         return text.encode()
     except UnicodeEncodeError:

@@ -121,7 +121,7 @@ class Wire(ABC):
 
         Raises:
             WebSocketError: The wire is closed, or was closed before the message was sent.
-            ValueError: A text holds a lone surrogate.
+            ValueError: A text contains a lone surrogate.
         """
 
     @abstractmethod

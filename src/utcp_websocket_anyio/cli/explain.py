@@ -212,7 +212,7 @@ def _reactions(value: Mapping[str, Any]) -> Iterator[str]:
     if value.get("resume") not in (None, False):
         yield "move its streams to a new connection"
     if value.get("lost"):
-        yield "give the connection up"
+        yield "close the connection"
     if "deliver" in value:
         yield "show it to calls" if value["deliver"] else "hide it from calls"
 
@@ -229,10 +229,10 @@ def _heartbeat(value: Mapping[str, Any]) -> str:
         parts.append(f"every {_seconds(value.get('every'))}, send {_message(value['send'])}{jitter}")
     if "expect" in value:
         within = f" within {_seconds(value['timeout'])}" if "timeout" in value else ""
-        parts.append(f"give the connection up without a message {filter_in_words(value['expect'])}{within}")
+        parts.append(f"close the connection without a message {filter_in_words(value['expect'])}{within}")
     parts += _kept(value)
     if "silence" in value:
-        parts.append(f"give the connection up when nothing comes for {_seconds(value['silence'])}")
+        parts.append(f"close the connection when nothing comes for {_seconds(value['silence'])}")
     return ", ".join(parts)
 
 

@@ -140,7 +140,7 @@ def _load(name: str) -> ModuleType:
             sys.path.insert(0, str(Path.cwd()))
             return importlib.import_module(name)
         if not path.is_file():
-            raise Failure(f"there is no file {name}")
+            raise Failure(f"file not found: {name}")
         sys.path.insert(0, str(path.parent.resolve()))
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None

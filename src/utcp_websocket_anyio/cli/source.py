@@ -131,7 +131,7 @@ def no_tool(name: str, known: Iterable[str]) -> Failure:
     """The failure of a tool that does not exist."""
     names = list(known)
     there = ", ".join(names) or "none"
-    return Failure(f"there is no tool {name!r}{did_you_mean(name, names)}; there are: {there}")
+    return Failure(f"unknown tool {name!r}{did_you_mean(name, names)}; the tools are: {there}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
