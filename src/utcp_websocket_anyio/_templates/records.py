@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .received import Message, ResponseError
-from .spelling import unknown_name
+from .shapes import check_members
 
 __all__ = ["Incoming", "Outgoing", "compile_incoming", "compile_outgoing"]
 
-_INCOMING_KEYS = ("inflate", "split", "each", "json")
-_OUTGOING_KEYS = ("suffix", "frame", "fragment")
 # What zlib calls the three formats (RFC 1952, 1950, 1951).
 _WINDOW_BITS = {"gzip": 31, "zlib": 15, "raw": -15}
 _RECORD_COST = 64
@@ -119,11 +117,7 @@ def compile_incoming(value: Any, where: str, max_size: int) -> Incoming | None:
     """
     if value is None:
         return None
-    if not isinstance(value, dict) or not value:
-        raise ValueError(f"{where}: must be an object with some of {', '.join(_INCOMING_KEYS)}")
-    unknown = sorted(value.keys() - set(_INCOMING_KEYS))
-    if unknown:
-        raise ValueError(f"{where}: {unknown_name(unknown[0], _INCOMING_KEYS, 'key')}")
+    check_members(value or None, "incoming", where)  # an empty object would do nothing: a mistake
     inflate = value.get("inflate")
     if inflate is not None and (not isinstance(inflate, str) or inflate not in _WINDOW_BITS):
         raise ValueError(f"{where}.inflate: must be one of {', '.join(_WINDOW_BITS)}")
@@ -151,11 +145,7 @@ def compile_outgoing(value: Any, where: str) -> Outgoing | None:
     """
     if value is None:
         return None
-    if not isinstance(value, dict) or not value:
-        raise ValueError(f"{where}: must be an object with some of {', '.join(_OUTGOING_KEYS)}")
-    unknown = sorted(value.keys() - set(_OUTGOING_KEYS))
-    if unknown:
-        raise ValueError(f"{where}: {unknown_name(unknown[0], _OUTGOING_KEYS, 'key')}")
+    check_members(value or None, "outgoing", where)  # an empty object would do nothing: a mistake
     suffix = value.get("suffix", "")
     if not isinstance(suffix, str):
         raise ValueError(f"{where}.suffix: must be a string")
