@@ -70,7 +70,7 @@ async def talkative(peer: Peer) -> None:
 @pytest.mark.parametrize("multiplex", [False, True], ids=["exclusive", "shared"])
 @pytest.mark.parametrize("error", [RecursionError, ValueError("secret")], ids=["recursion", "value"])
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: f"{place[0].__name__}.{place[1]}")
-async def test_an_unexpected_error_ends_nobody_else(
+async def test_an_unexpected_error_ends_nothing_else(
     place: tuple[type, str],
     error: Any,
     multiplex: bool,

@@ -106,7 +106,7 @@ async def test_the_next_call_works_after_the_server_was_restarted() -> None:
             assert await protocol.call_tool(None, "manual.t", {}, template(url, message="after")) == "after"
 
 
-async def test_a_server_that_dies_mid_call_is_told_at_once_and_the_request_not_sent_again() -> None:
+async def test_the_death_of_a_server_fails_the_call_at_once_and_the_request_is_not_sent_again() -> None:
     requests = 0
 
     async def script(peer: Peer) -> None:

@@ -57,7 +57,7 @@ class Losing:
             await peer.close(self.code)
 
 
-async def test_a_lost_stream_goes_on_and_the_gap_is_told(multiplex: bool) -> None:
+async def test_a_lost_stream_goes_on_and_the_gap_is_reported(multiplex: bool) -> None:
     server = Losing(2)
     fields: dict[str, Any] = {
         "message": {"sub": "{{uuid}}"},
@@ -288,7 +288,7 @@ async def test_the_calls_of_a_session_share_one_connection_and_its_state(multipl
     assert server.connections == 2
 
 
-async def test_a_lost_session_is_told_once_and_then_starts_anew(multiplex: bool) -> None:
+async def test_a_lost_session_is_reported_once_and_then_starts_anew(multiplex: bool) -> None:
     server = Talk()
     async with entered() as protocol, peer(server) as url:
         made = call_template(url, multiplex, **SESSION)

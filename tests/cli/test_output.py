@@ -148,7 +148,7 @@ def test_a_lone_surrogate_is_shown_escaped(backend: str, tmp_path: Path) -> None
 
 @backends
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_who_wants_no_colours_gets_none(backend: str, variables: dict[str, str], tmp_path: Path) -> None:
+def test_colours_can_be_turned_off(backend: str, variables: dict[str, str], tmp_path: Path) -> None:
     with endpoint(says('{"x": 1}')) as url:
         file = written(tmp_path / "m.json", manual(url, response_format="json"))
         shown = ws("call", file, "tool", "--backend", backend, env={**TERMINAL, **variables})

@@ -64,7 +64,7 @@ async def test_a_manual_is_named_after_its_file(tmp_path: Path) -> None:
         ({"tools": "all"}, "is not a client configuration"),
     ],
 )
-async def test_what_is_none_of_these_is_an_error(given: Any, text: str) -> None:
+async def test_anything_else_is_an_error(given: Any, text: str) -> None:
     with anyio.fail_after(30), pytest.raises(ValueError, match=text):
         await tools_of(given)
 

@@ -143,7 +143,7 @@ async def test_one_tool_error_is_one_calls_error() -> None:
         assert outcomes == {"bad": "bad", "good": "good"}
 
 
-async def test_when_the_connection_is_lost_every_call_on_it_is_told_and_the_next_one_connects_again() -> None:
+async def test_when_the_connection_is_lost_every_call_on_it_fails_and_the_next_one_connects_again() -> None:
     connections = 0
 
     async def script(peer: Peer) -> None:

@@ -109,7 +109,7 @@ async def test_waiting_callers_are_served_in_order() -> None:
         assert opener.attempts == 1
 
 
-async def test_a_newcomer_does_not_overtake_who_waits() -> None:
+async def test_a_newcomer_does_not_overtake_a_waiter() -> None:
     opener, endpoint = Opener(), cast(Any, FakeEndpoint())
     plan = FakePlan(max_connections=1)
     served: list[str] = []
@@ -246,7 +246,7 @@ async def test_cancelled_while_connecting_leaves_the_slot_to_the_next() -> None:
         pool.release(await get(pool, endpoint, plan), endpoint)
 
 
-async def test_a_failed_attempt_leaves_its_slot_to_who_waits() -> None:
+async def test_a_failed_attempt_leaves_its_slot_to_the_next_waiter() -> None:
     opener, endpoint = Opener(gate=anyio.Event(), failure=WebSocketConnectionError("no")), cast(Any, FakeEndpoint())
     plan = FakePlan(max_connections=1)
     failures: list[BaseException] = []
@@ -286,7 +286,7 @@ async def test_a_connection_found_dead_is_replaced() -> None:
         pool.release(third, endpoint)
 
 
-async def test_after_an_unanswered_request_only_who_expects_no_answer_gets_the_connection() -> None:
+async def test_after_an_unanswered_request_only_a_call_that_expects_no_answer_gets_the_connection() -> None:
     opener, endpoint = Opener(), cast(Any, FakeEndpoint())
     plan = FakePlan(max_connections=1)
     async with pool_with(opener) as pool:
@@ -300,7 +300,7 @@ async def test_after_an_unanswered_request_only_who_expects_no_answer_gets_the_c
         pool.release(second, endpoint)
 
 
-async def test_a_shared_connection_is_opened_once_for_all_who_come_meanwhile() -> None:
+async def test_a_shared_connection_is_opened_once_for_all_callers_that_come_meanwhile() -> None:
     opener = Opener(gate=anyio.Event())
     endpoint = cast(Any, FakeEndpoint(settings=FakeConnectionSettings(multiplex=True)))
     plan = FakePlan(max_connections=1)
@@ -319,7 +319,7 @@ async def test_a_shared_connection_is_opened_once_for_all_who_come_meanwhile() -
         assert got == [opener.opened[0]] * 5
 
 
-async def test_when_the_one_who_opens_a_shared_connection_is_cancelled_the_next_opens_it() -> None:
+async def test_when_the_opener_of_a_shared_connection_is_cancelled_the_next_caller_opens_it() -> None:
     opener = Opener(gate=anyio.Event())
     endpoint = cast(Any, FakeEndpoint(settings=FakeConnectionSettings(multiplex=True)))
     plan = FakePlan(max_connections=1)
@@ -348,7 +348,7 @@ async def test_when_the_one_who_opens_a_shared_connection_is_cancelled_the_next_
         assert got == [opener.opened[0]] * 2
 
 
-async def test_when_a_shared_connection_cannot_be_opened_everyone_who_waits_hears_it() -> None:
+async def test_when_a_shared_connection_cannot_be_opened_every_waiter_fails() -> None:
     opener = Opener(gate=anyio.Event(), failure=WebSocketConnectionError("no"))
     endpoint = cast(Any, FakeEndpoint(settings=FakeConnectionSettings(multiplex=True)))
     failures: list[BaseException] = []
@@ -385,7 +385,7 @@ async def test_deregistering_closes_the_connections_of_that_manual_only() -> Non
         pool.release(second, other)
 
 
-async def test_closing_fails_who_waits_and_who_connects() -> None:
+async def test_closing_fails_callers_that_wait_or_connect() -> None:
     opener, endpoint = Opener(gate=anyio.Event()), cast(Any, FakeEndpoint())
     plan = FakePlan(max_connections=1)
     failures: list[BaseException] = []

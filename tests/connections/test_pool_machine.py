@@ -193,7 +193,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert len(alive) + len(self.opening) <= CAPACITY
 
     @invariant()
-    def nobody_waits_while_something_is_free(self) -> None:
+    def no_caller_waits_while_a_connection_or_slot_is_free(self) -> None:
         if not hasattr(self, "pool"):
             return
         for site in self.pool._endpoints.values():

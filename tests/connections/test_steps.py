@@ -161,7 +161,7 @@ async def test_with_listen_only_before_subscribes_and_what_is_pushed_is_the_resp
 
 
 @pytest.mark.parametrize("multiplex", [False, True], ids=["exclusive", "multiplexed"])
-async def test_an_application_ping_is_answered_at_any_time_and_shown_to_nobody(multiplex: bool) -> None:
+async def test_an_application_ping_is_answered_at_any_time_and_hidden_from_calls(multiplex: bool) -> None:
     pongs = 0
     idle_pong = anyio.Event()
 

@@ -84,7 +84,7 @@ async def test_a_request_is_answered_at_an_inbox_of_its_own(server: Nats) -> Non
     assert answers == {n: str(2 * n) for n in range(40)}
 
 
-async def test_a_request_that_nobody_answers_fails_at_once(server: Nats) -> None:
+async def test_a_request_without_a_responder_fails_at_once(server: Nats) -> None:
     with anyio.fail_after(10):
         async with tools_of(server) as tools:
             with pytest.raises(WebSocketToolError) as raised:

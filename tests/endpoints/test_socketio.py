@@ -66,7 +66,7 @@ async def test_leaving_says_farewell(server: NodeServer) -> None:
             assert await tools.call("request", event="farewells", data=None) == [before + 1]
 
 
-async def test_an_event_for_all_reaches_who_listens(server: NodeServer) -> None:
+async def test_a_broadcast_event_reaches_the_listeners(server: NodeServer) -> None:
     heard: list[Any] = []
 
     async def listen(tools: Tools) -> None:

@@ -428,7 +428,7 @@ async def test_when_the_caller_that_asks_is_cancelled_another_takes_over() -> No
     assert len(issuer.forms) == 2
 
 
-async def test_a_cancelled_caller_that_waits_disturbs_nobody() -> None:
+async def test_a_cancelled_waiter_disturbs_no_other_caller() -> None:
     cache, issuer = TokenCache(), Slow()
     tokens: list[str] = []
 
@@ -447,7 +447,7 @@ async def test_a_cancelled_caller_that_waits_disturbs_nobody() -> None:
     assert len(issuer.forms) == 1
 
 
-async def test_a_failure_is_told_to_all_who_wait_each_with_its_own_endpoint_and_the_next_asks_again() -> None:
+async def test_a_failure_reaches_every_waiter_with_its_own_endpoint_and_the_next_caller_asks_again() -> None:
     class SlowlyRefusing(Slow):
         async def respond(self, connection: HttpPeer) -> None:
             await self.answering.wait()

@@ -240,7 +240,7 @@ def test_the_reason_of_a_refusal_is_found_where_servers_write_it(body: Any, reas
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{", b"\xff", b"[" * 100_000])
-async def test_an_answer_that_is_no_json_has_none(body: bytes) -> None:
+async def test_an_answer_that_is_not_json_has_no_parsed_body(body: bytes) -> None:
     async with serve_http(answering(body, status=404)) as server:
         assert await get(server.url) == (404, None)
 
@@ -364,7 +364,7 @@ async def test_a_broken_answer_is_a_transient_connection_error_with_nothing_of_h
     assert SECRET not in str(caught.value)
 
 
-async def test_a_port_where_nobody_listens_is_said_so() -> None:
+async def test_the_error_for_a_closed_port_says_so() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(WebSocketConnectionError, match="Connection refused") as caught:
@@ -487,7 +487,7 @@ async def test_no_log_record_shows_a_request_of_ours(outcome: Handler, caplog: p
     assert SECRET not in shown(caplog.records)
 
 
-async def test_nobodys_loggers_are_touched_and_only_ours_says_something(caplog: pytest.LogCaptureFixture) -> None:
+async def test_other_loggers_are_untouched_and_only_this_package_logs(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with serve_http(answering({})) as server:
         await get(server.url)

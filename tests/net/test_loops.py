@@ -115,7 +115,7 @@ def test_one_request_serves_every_loop_in_every_thread(issuer: Issuer) -> None:
     assert issuer.requests == 1
 
 
-def test_a_refusal_is_told_in_every_loop_each_with_its_own_error(issuer: Issuer) -> None:
+def test_a_refusal_is_raised_in_every_loop_as_an_error_of_its_own(issuer: Issuer) -> None:
     cache = TokenCache()
     issuer.answers = ({"error": "invalid_scope"}, 400)
     errors: list[WebSocketError] = []
@@ -164,7 +164,7 @@ def test_when_the_loop_that_asks_is_cancelled_another_loop_takes_over(backend: A
     assert issuer.requests == 2
 
 
-def test_nobody_waits_for_ever_for_a_loop_that_was_stopped(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_caller_waits_for_ever_for_a_loop_that_was_stopped(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth_module, "_PATIENCE", 0.05)
     cache = TokenCache()
     tokens: list[str] = []
@@ -189,7 +189,7 @@ def test_nobody_waits_for_ever_for_a_loop_that_was_stopped(issuer: Issuer, monke
     assert not cache._fetches
 
 
-def test_a_leader_that_is_collected_with_its_closed_loop_holds_nobody_up(issuer: Issuer) -> None:
+def test_a_leader_that_is_collected_with_its_closed_loop_delays_no_other_caller(issuer: Issuer) -> None:
     cache = TokenCache()
     closed = asyncio.new_event_loop()
     coroutine = ask(cache, issuer)

@@ -304,7 +304,7 @@ def test_plain_connections_go_to_trusted_hosts_as_they_are_written(trusted: str,
                 check()
 
 
-def test_trusted_hosts_are_those_of_the_process_and_of_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+def test_trusted_hosts_are_those_of_the_process_only(caplog: pytest.LogCaptureFixture) -> None:
     settings = NetworkSettings(trusted_hosts=["nas.home"])
     WebSocketCommunicationProtocol(network=settings)
     assert "trusted_hosts count only if configure() was given them" in caplog.text

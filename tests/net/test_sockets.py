@@ -43,7 +43,7 @@ class Network:
         return self.opened[address]
 
 
-async def test_a_silent_address_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_address_does_not_delay_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, a="silent", b="good")
     with anyio.fail_after(5):
         with await sockets.open_tcp("host", 1) as opened:

@@ -125,7 +125,7 @@ def test_an_origin_that_could_never_match_is_refused(origin: str) -> None:
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil.example"]
 )
-async def test_a_name_that_somebody_else_made_lead_here_is_refused(thread: Thread, host: str) -> None:
+async def test_a_foreign_name_that_resolves_to_this_machine_is_refused(thread: Thread, host: str) -> None:
     code, text = await answered(await thread.serve(greeter()), host)
     assert code == 403
     assert "is not a name of this server; if it should be, add it to hosts" in text
@@ -173,7 +173,7 @@ def test_beyond_loopback_the_address_that_was_reached_is_the_servers() -> None:
 
 
 @pytest.mark.parametrize("host", ["", ":80", "a b", "a/b", "a@b", "[::1", "a:b:c", "::1]", "127.0.0.1:x"])
-def test_what_is_no_host_is_nobodys(host: str) -> None:
+def test_an_invalid_host_is_not_one_of_the_servers_own(host: str) -> None:
     assert refuses(host, "127.0.0.1", "127.0.0.1")
 
 
@@ -232,7 +232,7 @@ async def test_a_token_is_needed_where_there_is_one(
         ("", {"auth_type": "api_key", "api_key": TOKEN, "var_name": "token", "location": "query"}),
     ],
 )
-async def test_who_found_the_tools_with_a_token_can_call_them(
+async def test_a_client_that_found_the_tools_with_a_token_can_call_them(
     thread: Thread, query: str, auth: dict[str, Any] | None
 ) -> None:
     server = greeter(token=TOKEN)

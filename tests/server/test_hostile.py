@@ -298,7 +298,7 @@ async def test_one_that_answers_them_is_kept(thread: Thread) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01"])
-async def test_who_does_not_shake_hands_is_dropped_after_a_while(
+async def test_a_client_without_a_handshake_is_dropped_after_a_while(
     thread: Thread, sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seam in ("on_asyncio", "on_trio"):
@@ -370,7 +370,7 @@ async def test_nor_can_one_in_the_middle_of_tls(thread: Thread) -> None:
         until_closed(client)
 
 
-async def test_whoever_is_served_is_told_that_the_server_ends(thread: Thread) -> None:
+async def test_every_connected_client_gets_a_close_when_the_server_ends(thread: Thread) -> None:
     url = await thread.serve(adding())
     with anyio.fail_after(30), calling(url) as client:
         await anyio.to_thread.run_sync(thread.join, abandon_on_cancel=True)
@@ -408,7 +408,7 @@ async def test_a_goodbye_is_never_said_in_the_middle_of_a_message(thread: Thread
 @pytest.mark.parametrize(
     "anyio_backend", [("asyncio", {}), ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"]
 )
-async def test_who_wants_pongs_and_reads_none_is_dropped(thread: Thread) -> None:
+async def test_a_client_that_pings_and_reads_no_pongs_is_dropped(thread: Thread) -> None:
     # On trio they are held up by TCP instead.
     url = await thread.serve(adding())
 
@@ -424,7 +424,7 @@ async def test_who_wants_pongs_and_reads_none_is_dropped(thread: Thread) -> None
 
 @pytest.mark.parametrize("anyio_backend", [("trio", {})], ids=["trio"])
 @pytest.mark.parametrize("sent", [b"", b"\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", UPGRADE[:-2]])
-async def test_nothing_is_kept_for_who_does_not_shake_hands_and_goes(
+async def test_nothing_is_kept_for_a_client_that_leaves_before_the_handshake(
     thread: Thread, sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("utcp_websocket_anyio._server.on_trio.HANDSHAKE_TIME", 1000)

@@ -442,7 +442,7 @@ class UnprintableError(Exception):
         raise NotImplementedError
 
 
-async def test_an_error_that_has_no_text_is_told_by_its_name(thread: Thread) -> None:
+async def test_an_error_without_a_text_is_reported_by_its_name(thread: Thread) -> None:
     server = arithmetic()
 
     @server.tool
@@ -558,7 +558,7 @@ async def test_when_the_client_goes_away_its_streams_are_cancelled(thread: Threa
     await happened(endless.cancelled)
 
 
-async def test_a_client_that_goes_away_ends_nobody_elses_calls(thread: Thread) -> None:
+async def test_a_client_that_goes_away_ends_only_its_own_calls(thread: Thread) -> None:
     endless = Endless()
     url = await thread.serve(endless.server)
     async with entered() as protocol, anyio.create_task_group() as task_group:
@@ -604,7 +604,7 @@ async def test_a_plain_function_that_goes_on_does_not_hold_up_a_cancelled_server
         endless.released.set()
 
 
-async def test_clients_that_break_off_or_talk_nonsense_disturb_nobody(thread: Thread) -> None:
+async def test_clients_that_break_off_or_talk_nonsense_do_not_disturb_others(thread: Thread) -> None:
     server = arithmetic()
     url = await thread.serve(server)
     port = port_of(url)
@@ -631,7 +631,7 @@ async def test_clients_that_break_off_or_talk_nonsense_disturb_nobody(thread: Th
 
 
 @pytest.mark.parametrize("field", ["request_id", "tool_name", "arguments"])
-async def test_json_nested_as_deep_as_python_goes_disturbs_nobody(thread: Thread, field: str) -> None:
+async def test_json_nested_as_deep_as_python_goes_does_not_disturb_others(thread: Thread, field: str) -> None:
     server = arithmetic()
     url = await thread.serve(server)
     request = {"type": "call_tool", "request_id": "r", "tool_name": "add", "arguments": {"a": 1}}

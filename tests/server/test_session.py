@@ -168,7 +168,7 @@ class TestPings:
             await anyio.sleep(1000)
             assert client.is_aborted
 
-    async def test_without_an_interval_nobody_is_asked(self) -> None:
+    async def test_without_an_interval_no_client_is_pinged(self) -> None:
         async with session(ping_interval=None) as client:
             await anyio.sleep(1000)
             assert client.pings == []
@@ -229,7 +229,7 @@ async def test_calls_that_wait_are_begun_in_their_order() -> None:
     assert begun == list(range(9))
 
 
-async def test_answers_that_nobody_reads_count(anyio_backend_name: str) -> None:
+async def test_unread_answers_count(anyio_backend_name: str) -> None:
     begun = 0
 
     async def give() -> str:

@@ -55,7 +55,9 @@ def test_ctrl_c_leaves_the_agent_cleanly() -> None:
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_microphone_is_transcribed_while_it_is_spoken_into_and_switched_off_when_nobody_listens(backend: str) -> None:
+def test_a_microphone_is_transcribed_while_it_is_spoken_into_and_switched_off_when_the_listener_leaves(
+    backend: str,
+) -> None:
     printed = run("live_transcript.py", "--backend", backend)
     one, other = printed.split("60 s are spoken")
     assert [line for line in one.splitlines() if line.startswith("   this")]

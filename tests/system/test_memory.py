@@ -310,7 +310,7 @@ async def test_a_flood_at_a_slow_consumer_stays_with_the_sender(size: int) -> No
                 assert memory.peak < 8 * MIB
 
 
-async def test_a_consumer_that_is_too_slow_for_a_shared_connection_is_told_at_the_limit() -> None:
+async def test_a_consumer_that_is_too_slow_for_a_shared_connection_fails_at_the_limit() -> None:
     message = {"id": 1, "text": "x" * MIB}
 
     async def script(peer: Peer) -> None:

@@ -462,7 +462,7 @@ def test_what_is_no_object_is_a_validation_error(value: Any) -> None:
         serializer.validate_dict(value)
 
 
-def test_every_fault_is_told_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     text = fault(timeout=0, max_connections=0)
     assert "timeout: " in text
     assert "max_connections: " in text

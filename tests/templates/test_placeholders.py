@@ -610,7 +610,7 @@ def test_any_bytes_can_be_sent(data: bytes) -> None:
     assert encoded({"type": "binary", "data": "{{args.a}}", "encoding": "hex"}, a=data.hex()) == data
 
 
-def test_without_a_message_the_arguments_are_sent_but_for_those_in_url_and_headers() -> None:
+def test_without_a_message_the_arguments_are_sent_except_those_in_url_and_headers() -> None:
     arguments = {"path": "p", "query": "q", "dollar": "d", "header": "h", "b": [1, "ü"], "a": None}
     request = prepared(
         arguments,

@@ -185,7 +185,7 @@ def test_placeholders_in_an_extraction_are_keys_literals_and_escaped_text() -> N
         ({"path": "a"}, "[" * 100_000, "the message is not JSON"),
     ],
 )
-def test_what_is_not_there_is_told_without_values(form: Any, data: Any, expected: str | None) -> None:
+def test_a_missing_part_is_reported_without_values(form: Any, data: Any, expected: str | None) -> None:
     if expected is None:
         assert extracted(form, data) == "{"
         return

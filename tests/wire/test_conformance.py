@@ -126,7 +126,7 @@ async def test_a_ping_of_126_bytes_is_a_violation(connect: Opener) -> None:
     await expect_violation(connect, frame(PING, bytes(126)))
 
 
-async def test_pongs_nobody_asked_for_are_ignored(connect: Opener) -> None:
+async def test_unsolicited_pongs_are_ignored(connect: Opener) -> None:
     data = frame(PONG) + frame(PONG, b"unsolicited") + frame(PING, b"a ping")
     assert await expect_messages(connect, data) == [(PONG, b"a ping")]
 

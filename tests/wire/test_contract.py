@@ -60,7 +60,7 @@ async def test_fragments_are_joined_and_empty_ones_cost_nothing(connect: Opener)
             await wire.close()
 
 
-async def test_pings_of_the_peer_are_answered_while_somebody_receives(connect: Opener) -> None:
+async def test_pings_of_the_peer_are_answered_while_a_task_receives(connect: Opener) -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
         await peer.send_frame(PING, b"are you there")
@@ -203,7 +203,7 @@ async def test_messages_that_are_sent_together_arrive_one_by_one(connect: Opener
                 await wire.send_many(messages)
 
 
-async def test_what_nobody_receives_is_told_of_where_it_arrives_by_itself(connect: Opener) -> None:
+async def test_the_data_callback_is_called_for_data_without_a_receiver_where_data_is_pushed(connect: Opener) -> None:
     more = [anyio.Event() for _ in range(3)]
 
     async def script(peer: Peer) -> None:
@@ -241,7 +241,7 @@ async def test_what_nobody_receives_is_told_of_where_it_arrives_by_itself(connec
             wire.abort()
 
 
-async def test_a_close_by_the_peer_is_told_at_once_with_code_and_reason(connect: Opener) -> None:
+async def test_a_close_by_the_peer_is_raised_at_once_with_code_and_reason(connect: Opener) -> None:
     closed = anyio.Event()
 
     async def script(peer: Peer) -> None:
@@ -343,7 +343,7 @@ async def test_closing_while_another_task_receives_ends_that_too(connect: Opener
                 await ended.wait()
 
 
-async def test_several_tasks_may_close_and_who_comes_to_receive_meanwhile_is_told(connect: Opener) -> None:
+async def test_several_tasks_may_close_and_a_task_that_receives_meanwhile_gets_the_error(connect: Opener) -> None:
     asked, go = anyio.Event(), anyio.Event()
 
     async def script(peer: Peer) -> None:
@@ -452,7 +452,7 @@ async def test_a_second_receiver_is_refused(connect: Opener) -> None:
             wire.abort()
 
 
-async def test_a_flood_that_nobody_reads_is_held_back(connect: Opener) -> None:
+async def test_an_unread_flood_is_held_back(connect: Opener) -> None:
     sent = 0
 
     async def script(peer: Peer) -> None:
@@ -540,7 +540,7 @@ async def test_the_handshake_carries_headers_and_subprotocol_and_no_origin(conne
 
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden", "404 Not Found", "503 Busy", "302 Found"])
-async def test_a_refused_handshake_is_told_by_its_status_without_waiting_for_a_body(
+async def test_a_refused_handshake_is_reported_by_its_status_without_waiting_for_a_body(
     connect: Opener, status: str
 ) -> None:
     contacted = False
@@ -606,7 +606,7 @@ async def test_a_server_that_takes_another_subprotocol_or_none_breaks_the_protoc
                 await connect(url, subprotocols=("chat",))
 
 
-async def test_nobody_listening_is_a_transient_failure(connect: Opener) -> None:
+async def test_a_closed_port_is_a_transient_failure(connect: Opener) -> None:
     async with peer(serve_nothing) as url:
         pass
     with anyio.fail_after(10), pytest.raises(WebSocketConnectionError) as caught:
@@ -658,7 +658,7 @@ VIOLATIONS: dict[str, tuple[bytes, int]] = {
 
 
 @pytest.mark.parametrize("what", VIOLATIONS)
-async def test_a_violation_is_a_protocol_error_and_the_peer_is_told(connect: Opener, what: str) -> None:
+async def test_a_violation_is_a_protocol_error_and_the_peer_gets_a_close(connect: Opener, what: str) -> None:
     data, code = VIOLATIONS[what]
     told: list[bytes] = []
     done = anyio.Event()

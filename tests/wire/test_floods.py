@@ -53,7 +53,7 @@ async def test_a_flood_of_empty_frames_leaves_other_tasks_their_turns(connect: O
             await wire.close()
 
 
-async def test_who_sends_and_sends_leaves_other_tasks_their_turns(connect: Opener) -> None:
+async def test_a_task_that_keeps_sending_leaves_other_tasks_their_turns(connect: Opener) -> None:
     count = 20 * _engine.SENDS_PER_TURN
 
     async def script(peer: Peer) -> None:
@@ -123,7 +123,7 @@ async def test_pings_between_messages_are_never_too_many(connect: Opener) -> Non
 
 
 @pytest.mark.parametrize("how", ["interrupt", "close", "abort"])
-async def test_who_receives_in_a_flood_can_be_sent_away_at_any_time(connect: Opener, how: str) -> None:
+async def test_a_receiver_in_a_flood_can_be_interrupted_at_any_time(connect: Opener, how: str) -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
         await peer.send_raw(frame(TEXT, fin=False))

@@ -141,7 +141,7 @@ async def test_a_receiver_is_reached_wherever_it_stands(connect: Opener, setting
     assert ended == [Interrupted if how == "interrupt" else WebSocketClosedError] * 20
 
 
-async def test_an_interrupt_reaches_only_those_who_are_there(connect: Opener, settings: dict[str, Any]) -> None:
+async def test_an_interrupt_reaches_only_tasks_that_wait_already(connect: Opener, settings: dict[str, Any]) -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
         await peer.send(await peer.receive())

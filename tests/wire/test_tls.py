@@ -90,7 +90,7 @@ async def hold(connection: Peer) -> None:
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_a_server_that_is_who_it_says_is_talked_to(
+async def test_a_server_with_a_valid_certificate_is_accepted(
     server: ssl.SSLContext, trusting: ssl.SSLContext, version: ssl.TLSVersion
 ) -> None:
     server.minimum_version = server.maximum_version = version
