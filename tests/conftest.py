@@ -38,7 +38,7 @@ def anyio_backend_name(anyio_backend: tuple[str, dict[str, Any]]) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
-    """Have a test run as under `asyncio.run`.
+    """Run a test as under `asyncio.run`.
 
     `anyio.run` and anyio's plugin say in the context which library this is, also to the callbacks of a transport. Users
     of the stock client call `asyncio.run`, and there only a task can find out.

@@ -1,4 +1,4 @@
-"""Whether a value is as a case wants it.
+"""Compares a value with what a case expects.
 
 An expectation is JSON. Objects and lists must match exactly, and these stand for values of a kind: ``{"$any":
 true}``, ``{"$type": name}``, ``{"$match": pattern}``, ``{"$has": {…}}`` (an object with at least these members),

@@ -62,7 +62,7 @@ STREAM = {"op": "give", "args": {"items": [{"n": 1}, {"n": 2}, {"n": 4}]}}
         ({"parallel": [{"op": "give"}, {"op": "fail"}]}, "4009"),
     ],
 )
-async def test_what_is_wrong_is_said(case: dict[str, Any], reason: str) -> None:
+async def test_a_wrong_value_is_reported(case: dict[str, Any], reason: str) -> None:
     (said,) = await run(case)
     assert reason in said
 

@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Contender:
-    """Who runs.
+    """One of the compared programs.
 
     Attributes:
         script: What its process executes.

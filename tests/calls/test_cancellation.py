@@ -72,7 +72,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 async def cancelled_after(turns: int, operation: Callable[[], Awaitable[Any]]) -> bool:
-    """Whether the operation was still under way after so many turns, and was cancelled there."""
+    """True if the operation was still running after `turns` turns, and was cancelled there."""
     ended = False
 
     async def operate() -> None:

@@ -414,7 +414,7 @@ async def test_a_wrong_manual_is_a_value_error_that_says_where_and_leaves_no_con
 
 
 @pytest.mark.parametrize("content", [b"<html>", b"", [], {}, {"tools": {}}, {"tool": []}])
-async def test_an_answer_that_is_no_manual_is_a_value_error(content: Any) -> None:
+async def test_an_answer_that_is_not_a_manual_is_a_value_error(content: Any) -> None:
     async with entered() as protocol, serve_http(answering(content)) as server:
         own = template(NOWHERE, discovery_url=server.url)
         await fails(protocol, own, ValueError, "must be a JSON object with a list of tools")

@@ -68,7 +68,7 @@ async def test_an_error_filter_comes_first_and_gives_the_message() -> None:
         await until_idle(protocol, 1)
 
 
-async def test_an_end_filter_ends_a_stream_is_no_response_and_keeps_the_connection() -> None:
+async def test_an_end_message_ends_a_stream_is_not_a_response_and_keeps_the_connection() -> None:
     async with entered() as protocol, peer(saying("1", "2", "done")) as url:
         lines = {"message": "go", "end_filter": "^done$"}
         for _ in range(2):

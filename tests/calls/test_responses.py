@@ -64,7 +64,7 @@ def test_the_error_filter_comes_first() -> None:
     assert raised.value.endpoint == LABEL
 
 
-def test_the_end_filter_comes_before_the_message_filter_and_is_no_response() -> None:
+def test_the_end_filter_comes_before_the_message_filter_and_gives_no_response() -> None:
     assert judged({"a": 1}, end_filter={"a": 1}, message_filter={"a": 1}) is END
 
 
@@ -222,7 +222,7 @@ def test_an_envelope_is_an_ordinary_message_where_raw_or_a_result_is_asked_for(
         "3",
     ],
 )
-def test_what_is_no_envelope_is_an_ordinary_response(data: str | bytes) -> None:
+def test_a_message_that_is_not_an_envelope_is_an_ordinary_response(data: str | bytes) -> None:
     assert judged(data, streaming=True) == data
 
 

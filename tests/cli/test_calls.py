@@ -427,7 +427,7 @@ def test_secrets_arrive_as_they_are_typed(backend: str, secret: str, tmp_path: P
         assert recorder.seen(header) == [secret]
 
 
-def test_an_endpoint_without_utcp_is_given_up_soon_and_the_next_step_named(
+def test_discovery_at_an_endpoint_without_utcp_fails_soon_and_names_the_next_step(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "DISCOVERY_TIME", 0.3)

@@ -69,7 +69,7 @@ def test_a_likely_mistake_is_a_warning(content: dict[str, Any], said: str) -> No
         template(tools=[tool(description="costs $5", inputs={"$ref": "#/$defs/P", "$defs": {"P": {}}})]),
     ],
 )
-def test_what_is_meant_is_no_warning(content: dict[str, Any]) -> None:
+def test_deliberate_choices_give_no_warning(content: dict[str, Any]) -> None:
     assert list(lint_manual(content)) == []
 
 
@@ -125,7 +125,7 @@ def test_an_invalid_schema_is_a_warning(schema: Any, said: str) -> None:
     assert any(said in warning for warning in lint_schema(schema, "inputs"))
 
 
-def test_a_valid_schema_is_no_warning() -> None:
+def test_a_valid_schema_gives_no_warning() -> None:
     schema = {
         "type": "object",
         "properties": {

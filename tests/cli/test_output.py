@@ -201,7 +201,7 @@ def test_a_full_disk_ends_what_is_connected(backend: str, command: tuple[str, ..
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes end otherwise there")
 @pytest.mark.parametrize("arguments", [("--help",), ("discover", "FILE"), ("check", "FILE"), ("schema",)])
-def test_a_closed_pipe_is_no_word_and_an_exit_code(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_closed_pipe_gives_an_exit_code_and_no_message(arguments: tuple[str, ...], tmp_path: Path) -> None:
     file = written(tmp_path / "m.json", manual("ws://127.0.0.1:1/"))
     command = [*COMMAND, *(file if argument == "FILE" else argument for argument in arguments)]
     reader, writer = os.pipe()

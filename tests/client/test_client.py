@@ -292,7 +292,7 @@ async def test_a_factory_that_fails_leaves_the_protocols_before_it_closed() -> N
     assert protocol.log == ["close"]
 
 
-async def test_a_clean_up_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_clean_up_that_never_ends_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     async def stall(what: str) -> None:
         if not what.startswith("register"):
             await anyio.sleep_forever()

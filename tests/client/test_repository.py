@@ -102,7 +102,7 @@ async def test_what_was_given_to_it_can_be_altered_without_altering_what_is_stor
     assert await repository.get_manual_call_template("m") == template("m")
 
 
-async def test_what_is_not_there_is_none_or_false() -> None:
+async def test_a_missing_entry_gives_none_or_false() -> None:
     repository = await render_text(m=["m.a"])
     assert await repository.get_tool("m.b") is None
     assert await repository.get_manual("n") is None

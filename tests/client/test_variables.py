@@ -119,7 +119,7 @@ async def test_a_value_in_another_plugins_template_is_not_scanned_at_the_call(va
             assert (await client.call_tool("m.tool", {}))["secret"] == f"<{value}> bob"
 
 
-async def test_what_begins_with_a_dollar_in_a_tool_is_no_variable() -> None:
+async def test_a_name_with_a_dollar_in_a_tool_is_not_a_variable() -> None:
     inputs = {
         "type": "object",
         "properties": {"at": {"$ref": "#/$defs/Point"}},

@@ -1,4 +1,4 @@
-"""Who gets which connection: the pool on its own, with connections that only have a state."""
+"""The pool decides which call gets which connection: tested on its own, with connections that only have a state."""
 
 from __future__ import annotations
 
@@ -407,7 +407,7 @@ async def test_closing_fails_callers_that_wait_or_connect() -> None:
             await get(pool, endpoint, plan)
 
 
-async def test_a_cancelled_block_aborts_all_but_the_connections_that_say_farewell() -> None:
+async def test_a_cancelled_block_aborts_all_connections_except_those_with_a_farewell() -> None:
     opener = Opener()
     plain, polite = (
         cast(Any, FakeEndpoint()),

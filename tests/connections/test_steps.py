@@ -97,7 +97,7 @@ async def test_a_login_runs_inside_connection_timeout() -> None:
         assert caught.value.phase == "connect"
 
 
-async def test_what_a_login_should_capture_has_to_be_there() -> None:
+async def test_a_login_fails_if_a_value_to_capture_is_missing() -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()
         await peer.send({"type": "auth_required"})
@@ -211,7 +211,7 @@ FAREWELL: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("how", ["leaving", "deregistering", "timeout", "cancellation", "closing template"])
-async def test_a_farewell_is_said_whenever_a_logged_in_connection_is_closed(how: str) -> None:
+async def test_a_farewell_is_sent_whenever_a_logged_in_connection_is_closed(how: str) -> None:
     said = anyio.Event()
 
     async def script(peer: Peer) -> None:

@@ -611,7 +611,7 @@ async def test_a_redirected_token_request_is_refused() -> None:
     assert len(server.peers) == 1
 
 
-async def test_an_endless_answer_is_given_up() -> None:
+async def test_an_endless_answer_is_cut_off() -> None:
     async def pour(connection: HttpPeer) -> None:
         await connection.begin(headers=[("Transfer-Encoding", "chunked")])
         while True:
@@ -643,7 +643,7 @@ async def test_a_token_url_where_no_secret_may_go_is_refused_before_anything_is_
     assert SECRET not in str(refused.value)
 
 
-async def test_a_client_secret_that_is_no_text_is_refused_and_not_shown() -> None:
+async def test_a_client_secret_that_is_not_text_is_refused_and_not_shown() -> None:
     async with serve_http(Issuer()) as server:
         with pytest.raises(WebSocketSecurityError) as caught:
             await token_of(TokenCache(), oauth2(server, client_secret=f"{SECRET}\ud800"))

@@ -282,7 +282,7 @@ def gzipped(size: int) -> bytes:
     [(b"1" + b" " * 1000, "identity"), (gzipped(1001), "gzip"), (gzipped(50_000_000), "gzip")],
     ids=["plain", "compressed", "bomb"],
 )
-async def test_an_answer_over_the_limit_is_given_up_at_the_limit(body: bytes, encoding: str) -> None:
+async def test_an_answer_over_the_limit_is_cut_off_at_the_limit(body: bytes, encoding: str) -> None:
     async def handler(peer: HttpPeer) -> None:
         await peer.begin(headers=[("Content-Encoding", encoding), ("Transfer-Encoding", "chunked")])
         await peer.send_raw(b"%x\r\n%s\r\n" % (len(body), body))
@@ -374,7 +374,7 @@ async def test_the_error_for_a_closed_port_says_so() -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_name_that_cannot_be_resolved_is_said_so() -> None:
+async def test_the_error_for_an_unknown_host_says_so() -> None:
     outer = httpx.ConnectError("all attempts failed")
     outer.__cause__ = OSError("all attempts failed")
     outer.__cause__.__cause__ = socket.gaierror(socket.EAI_NONAME, "Name or service not known")

@@ -137,7 +137,7 @@ async def test_nothing_goes_direct_when_the_proxy_is_down(named: str) -> None:
         ("socks5", {"refuse": 99}, "", "", False),
     ],
 )
-async def test_what_a_proxy_refuses_names_the_proxy_and_the_reason_but_none_of_its_words(
+async def test_the_error_for_a_proxys_refusal_names_the_proxy_and_the_reason_without_quoting_it(
     served: str, settings: dict[str, Any], given: str, says: str, transient: bool
 ) -> None:
     async with run_proxy(served, **settings) as proxy:
@@ -152,7 +152,7 @@ async def test_what_a_proxy_refuses_names_the_proxy_and_the_reason_but_none_of_i
     assert not [word for word in ("geheim", "alice", "wrong", "SSH", "xxx") if word in text]
 
 
-async def test_a_proxy_that_speaks_no_proxy_protocol_is_said_so() -> None:
+async def test_the_error_for_a_server_that_is_not_a_proxy_says_so() -> None:
     async with serve_http(answering({}), ssl_context=None) as server:
         port = server.url.rpartition(":")[2]
         with pytest.raises(WebSocketConnectionError, match=r"the proxy socks5h://127\.0\.0\.1:"):

@@ -370,7 +370,7 @@ def test_call_templates_of_every_protocol_are_looked_at(fields: dict[str, Any]) 
         check_manual_origin(REMOTE, [tool(OtherTemplate(**fields))])
 
 
-def test_hosts_elsewhere_and_what_is_no_address_are_fine_in_every_protocol() -> None:
+def test_hosts_elsewhere_and_values_that_are_not_addresses_are_fine_in_every_protocol() -> None:
     fields: dict[str, Any] = {
         "url": "https://example.com/?next=http://localhost/",
         "host": "example.com",

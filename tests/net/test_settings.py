@@ -367,7 +367,7 @@ async def test_a_host_name_stands_for_a_unix_socket(short_path: Path) -> None:
 
 
 @needs_unix_sockets
-async def test_a_unix_socket_that_is_not_there_is_said_so(short_path: Path) -> None:
+async def test_the_error_for_a_missing_unix_socket_says_so(short_path: Path) -> None:
     settings = NetworkSettings(unix_sockets={"docker.local": str(short_path)})
     with pytest.raises(WebSocketConnectionError, match="No such file or directory"):
         await get("http://docker.local/", settings)

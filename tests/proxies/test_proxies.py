@@ -97,7 +97,7 @@ async def test_a_wrong_password_is_the_proxys_refusal(world: World) -> None:
     assert "wrong" not in str(caught.value)
 
 
-async def test_an_endpoint_that_is_not_there_is_said_so_by_the_proxy(world: World, unused: int) -> None:
+async def test_the_error_for_a_missing_endpoint_behind_a_proxy_says_so(world: World, unused: int) -> None:
     with anyio.fail_after(100):
         template = WebSocketCallTemplate(name="m", url=f"wss://127.0.0.1:{unused}/", message="x", reconnect_attempts=0)
         async with WebSocketCommunicationProtocol(network=world.settings()) as protocol:

@@ -1,4 +1,4 @@
-"""Who may connect to a tool server: by `Host`, by `Origin`, by token."""
+"""Admission of clients to a tool server: by `Host`, by `Origin`, by token."""
 
 from __future__ import annotations
 

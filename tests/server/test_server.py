@@ -313,7 +313,7 @@ async def test_beyond_the_limit_of_concurrent_calls_the_others_wait(thread: Thre
 # Errors
 
 
-async def test_what_is_no_request_is_answered_with_an_error(thread: Thread) -> None:
+async def test_a_message_that_is_not_a_request_is_answered_with_an_error(thread: Thread) -> None:
     url = await thread.serve(arithmetic())
     async with entered() as protocol:
 

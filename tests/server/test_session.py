@@ -309,7 +309,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
         (call("echo", **{"k" * 5000: 1}), 1, "wrong arguments: numbers: Field required; " + "k" * 200 + "..."),
     ],
 )
-async def test_what_is_no_request_is_answered_shortly_and_the_next_one_is_served(
+async def test_a_message_that_is_not_a_request_is_answered_briefly_and_the_next_one_is_served(
     message: Any, request_id: Any, says: str
 ) -> None:
     async def echo(numbers: list[int]) -> list[int]:

@@ -180,7 +180,7 @@ async def test_close_cancelled_at_any_step_goes_on_closing() -> None:
             assert turns > 2
 
 
-async def test_an_error_is_no_group_and_leaves_the_host_alive() -> None:
+async def test_an_error_is_not_a_group_and_leaves_the_host_alive() -> None:
     protocol = WebSocketCommunicationProtocol()
     with anyio.fail_after(20):
         with pytest.raises(WebSocketConnectionError):

@@ -81,7 +81,7 @@ def calls(url: str, **fields: Any) -> WebSocketCallTemplate:
 
 
 async def open_at_once(protocol: WebSocketCommunicationProtocol, call_template: WebSocketCallTemplate) -> float:
-    """Have a thousand calls, none of which is answered before all are open; how many seconds they took."""
+    """Make a thousand calls, none of which is answered before all are open; return the seconds they took."""
     squares: dict[int, int] = {}
     failures: list[WebSocketError] = []
 
@@ -102,7 +102,7 @@ async def open_at_once(protocol: WebSocketCommunicationProtocol, call_template: 
 
 
 async def report(protocol: WebSocketCommunicationProtocol, url: str) -> dict[str, int]:
-    """What the server sees, but for the connection that asks."""
+    """The server's counters, without the connection that asks."""
     asks = template(
         url + "report", message={"report": True}, response_format="json", timeout=150, connection_timeout=150
     )

@@ -215,7 +215,7 @@ async def test_an_idle_connection_survives_a_flood_and_keeps_nothing_of_it(what:
 
 @how_it_is_used
 @pytest.mark.parametrize("what", ["pings", "application pings"])
-async def test_a_peer_that_asks_and_reads_nothing_is_given_up_and_its_answers_are_not_kept(
+async def test_a_peer_that_asks_and_reads_nothing_is_disconnected_and_its_answers_are_not_kept(
     what: str, fields: dict[str, Any]
 ) -> None:
     piece = repeated(frame(PING, bytes(125)) if what == "pings" else frame(TEXT, b"ping"))

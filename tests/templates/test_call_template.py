@@ -457,7 +457,7 @@ def test_the_url_is_required() -> None:
 
 
 @pytest.mark.parametrize("value", [None, [], "wss://example.com", 5])
-def test_what_is_no_object_is_a_validation_error(value: Any) -> None:
+def test_a_value_that_is_not_an_object_is_a_validation_error(value: Any) -> None:
     with pytest.raises(UtcpSerializerValidationError, match="valid dictionary"):
         serializer.validate_dict(value)
 
@@ -486,7 +486,7 @@ def test_inline_tools_nested_without_end_are_a_validation_error() -> None:
         template(tools=[nested])
 
 
-def test_a_value_that_is_no_json_is_a_validation_error() -> None:
+def test_a_value_that_is_not_json_is_a_validation_error() -> None:
     for name in ("message", "message_filter", "discovery_message"):
         assert fault(**{name: {"a": object()}}).startswith(f"{name}.a: must be a JSON value, not object")
 

@@ -43,7 +43,7 @@ def values(*, call_id: int = 0, captured: Mapping[str, Any] | None = None, **arg
 
 
 def matches(filter_: Any, data: Any, /, **args: Any) -> bool:
-    """Whether a filter matches; what is neither str nor bytes is sent as JSON."""
+    """True if a filter matches; a message that is neither str nor bytes is sent as JSON."""
     message = Message(data if isinstance(data, (str, bytes)) else json.dumps(data))
     return compile_filter(filter_, "message_filter").matches(message, values(**args))
 
@@ -601,7 +601,7 @@ def test_no_message_makes_a_filter_raise(filter_: Any, data: str | bytes) -> Non
 
 
 @given(odd_messages)
-def test_no_message_makes_an_extraction_raise_anything_but_a_response_error(data: str | bytes) -> None:
+def test_no_message_makes_an_extraction_raise_anything_except_a_response_error(data: str | bytes) -> None:
     for form in ({"path": "a.0.b"}, {"path": ""}, {"regex": "(a)|b"}, {"after": "4", "path": "a"}, {"after": "4"}):
         try:
             compile_extraction(form, "result").extract(Message(data), values())

@@ -317,7 +317,7 @@ def test_nan_and_infinity_are_refused_wherever_an_argument_is_used(
 
 
 @pytest.mark.parametrize("argument", [object(), {1, 2}, DEEP], ids=["object", "set", "deep"])
-def test_an_argument_that_is_no_json_value_is_a_value_error(argument: Any) -> None:
+def test_an_argument_that_is_not_a_json_value_is_a_value_error(argument: Any) -> None:
     for template in ("{{args.a}}", {"a": "{{args.a}}"}):
         with pytest.raises(ValueError, match="an argument cannot be encoded as JSON"):
             encoded(template, a=argument)
@@ -599,7 +599,7 @@ def test_an_unknown_binary_encoding_is_an_error_that_names_those_there_are(encod
         compile_message({"type": "binary", "data": "", "encoding": encoding}, "message")
 
 
-def test_binary_data_that_is_no_string_is_an_error() -> None:
+def test_binary_data_that_is_not_a_string_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"^message.data: must be a string$"):
         compile_message({"type": "binary", "data": 1}, "message")
 
@@ -729,7 +729,7 @@ def test_a_url_with_a_fragment_is_an_error(template: str) -> None:
         compile_url(template, "url")
 
 
-def test_variables_may_stand_anywhere_but_have_to_be_resolved_before_the_path() -> None:
+def test_variables_may_stand_anywhere_but_must_be_resolved_before_the_path() -> None:
     for template in ("wss://${HOST}/{{args.x}}", "${BASE}/{{args.x}}?y", "${SCHEME}://h:${PORT}/", "${BASE}"):
         with pytest.raises(ValueError, match=r"^url: contains a variable that was not resolved: \$\{[A-Z]+\}"):
             url(template, x=1)
@@ -789,7 +789,7 @@ def test_a_response_timeout_may_come_from_the_arguments(template: str, args: dic
 @pytest.mark.parametrize(
     "value", [0, -1, "0", "abc", "", None, True, [1], {}, "nan", "inf", math.nan, math.inf, 10**400]
 )
-def test_a_response_timeout_that_is_no_positive_number_is_a_value_error(value: Any) -> None:
+def test_a_response_timeout_that_is_not_a_positive_number_is_a_value_error(value: Any) -> None:
     with pytest.raises(ValueError, match="response_timeout: must come out as a positive number") as raised:
         render_number(compile_template("{{args.t}}", "response_timeout"), values(t=value))
     assert raised.value.__context__ is None

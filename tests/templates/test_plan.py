@@ -101,7 +101,9 @@ HTTP = {"http": {"url": "https://example.com/token"}, "capture": {"token": {"pat
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_what_cannot_work_is_said_when_the_template_is_validated(fields: dict[str, Any], expected: str) -> None:
+def test_fields_that_cannot_work_together_are_refused_when_the_template_is_validated(
+    fields: dict[str, Any], expected: str
+) -> None:
     assert fault(**fields).startswith(expected)
 
 

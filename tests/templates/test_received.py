@@ -56,7 +56,7 @@ def test_whatever_json_can_say_is_read_back(value: Any) -> None:
     ],
     ids=["empty", "cut", "word", "bom", "no-utf8", "utf16", "utf16be", "utf32", "surrogate", "deep", "long-number"],
 )
-def test_what_is_not_json_is_a_response_error_each_time_it_is_asked_for(data: str | bytes) -> None:
+def test_invalid_json_is_a_response_error_each_time_it_is_asked_for(data: str | bytes) -> None:
     message = Message(data)
     for _ in range(2):
         with pytest.raises(ResponseError, match="the message is not JSON"):

@@ -569,7 +569,7 @@ async def test_a_refused_handshake_is_reported_by_its_status_without_waiting_for
     assert error.__context__ is None
 
 
-async def test_a_wrong_accept_key_is_no_handshake(connect: Opener) -> None:
+async def test_a_wrong_accept_key_fails_the_handshake(connect: Opener) -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake(accept="c29tZXRoaW5nIGVsc2U=")
 
@@ -581,7 +581,7 @@ async def test_a_wrong_accept_key_is_no_handshake(connect: Opener) -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"SSH-2.0-OpenSSH_9.2\r\n\r\n", b"\x00" * 100_000, b"HTTP/1.1 abc\r\n\r\n", b""])
-async def test_what_is_no_http_is_no_handshake(connect: Opener, garbage: bytes) -> None:
+async def test_an_answer_that_is_not_http_fails_the_handshake(connect: Opener, garbage: bytes) -> None:
     async def script(peer: Peer) -> None:
         await peer.read_request()
         await peer.send_raw(garbage)

@@ -75,7 +75,7 @@ async def test_a_task_that_keeps_sending_leaves_other_tasks_their_turns(connect:
 
 @pytest.mark.parametrize("opcode", [PING, PONG])
 @pytest.mark.parametrize("is_idle", [False, True], ids=["receiving", "idle"])
-async def test_a_peer_with_thousands_of_control_frames_in_a_row_is_given_up(
+async def test_a_peer_with_thousands_of_control_frames_in_a_row_is_disconnected(
     connect: Opener, opcode: int, is_idle: bool
 ) -> None:
     told: list[tuple[int, bytes]] = []

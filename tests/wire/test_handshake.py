@@ -95,7 +95,7 @@ BAD: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_an_answer_that_is_not_a_websocket_servers_is_no_handshake(what: str) -> None:
+def test_an_answer_that_is_not_a_websocket_servers_fails_the_handshake(what: str) -> None:
     failure = answered(*BAD[what]).failure
     assert isinstance(failure, WebSocketConnectionError)
     assert not failure.transient
@@ -105,7 +105,7 @@ def test_an_answer_that_is_not_a_websocket_servers_is_no_handshake(what: str) ->
 @pytest.mark.parametrize(
     "status", ["HTTP/1.0 101 Ok", "HTTP/2 101", "HTTP/1.1 1010 X", "SSH-2.0-OpenSSH", "HTTP/1.1 abc"]
 )
-def test_what_is_not_http_is_no_handshake(status: str) -> None:
+def test_an_answer_that_is_not_http_fails_the_handshake(status: str) -> None:
     assert isinstance(answered(*MINIMAL, status=status).failure, WebSocketConnectionError)
 
 

@@ -213,7 +213,7 @@ async def test_a_plain_server_where_tls_is_due_is_refused(trusting: ssl.SSLConte
     assert greeted == 1
 
 
-async def test_tls_where_a_plain_server_is_due_is_no_handshake(server: ssl.SSLContext) -> None:
+async def test_tls_from_a_server_without_it_fails_the_handshake(server: ssl.SSLContext) -> None:
     async with peer(hold, tls=server) as url, entered(None) as protocol:
         with pytest.raises(WebSocketConnectionError):
             await call(protocol, url.replace("wss://", "ws://"), reconnect_attempts=0)

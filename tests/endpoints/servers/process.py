@@ -52,14 +52,14 @@ def running(
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on, for servers that cannot choose one themselves."""
+    """A free port of loopback, for servers that cannot choose one themselves."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def listens(port: int) -> bool:
-    """Whether somebody accepts connections at a port of loopback."""
+    """True if a server accepts connections at a port of loopback."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
     except OSError:
