@@ -376,6 +376,7 @@ def _in_place_of(error: Exception, runtime: Runtime | None = None) -> WebSocketE
     It must be raised where `error` is no longer being handled, as it would be its context otherwise.
 
     Args:
+        error: The error that was caught.
         runtime: Runtime that counts the error.
     """
     strange: WebSocketError | None = None

@@ -584,7 +584,7 @@ class Pool:
         self._slot_freed(there)
 
     def _session_lost(self, there: _EndpointConnections, connection: Connection) -> None:
-        """A session must not be replaced in silence: its next call is told."""
+        """Keep a lost session: it must not be replaced in silence, and its next call gets an error."""
         self._lost_sessions[there.endpoint] = connection
         if len(self._lost_sessions) > _MAX_LOST_SESSIONS:
             del self._lost_sessions[next(iter(self._lost_sessions))]

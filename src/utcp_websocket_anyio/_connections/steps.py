@@ -1,4 +1,4 @@
-"""Steps: what is said before, around and after requests.
+"""Steps: messages that are exchanged before, around and after requests.
 
 One function, `run_steps`, runs the steps of every moment of a call template. What differs between the moments comes in
 as a `Moment`: what placeholders stand for, where messages come from and go, what a failure means. The parts of a step

@@ -35,7 +35,7 @@ __all__ = ["Answer", "may_come_right", "reason_of", "request", "seconds_to_wait"
 _log = logging.getLogger(__name__)
 
 MAX_SIZE = 16 * 2**20
-"""Longest answer in bytes, where nothing else is said."""
+"""Default limit of an answer, in bytes."""
 
 _MAX_HEAD = 64 * 1024
 _MAX_REASON = 500

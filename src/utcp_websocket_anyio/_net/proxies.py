@@ -72,6 +72,7 @@ class Proxy:
         """Read a proxy's URL.
 
         Args:
+            url: URL of the proxy, with user name and password if it needs them.
             where: Name of its setting, for errors.
 
         Raises:

@@ -97,7 +97,7 @@ def split_address(url: str, schemes: tuple[str, str] = ("ws", "wss"), *, what: s
         what: Name of the URL, for errors.
 
     Raises:
-        WebSocketSecurityError: It has another scheme, user information, no host, or a form that parsers read
+        WebSocketSecurityError: The URL has another scheme, user information, no host, or a form that parsers read
             differently.
     """
     plain, secure = schemes
@@ -252,9 +252,13 @@ def is_text(value: str) -> bool:
 
 
 def check_handshake(headers: Iterable[tuple[str, str]], subprotocols: Iterable[str], endpoint: str) -> None:
-    """All that a call template, its arguments, credentials and captures put into a handshake, besides the URL.
+    """Check everything that a call template, its arguments, credentials and captures put into a handshake.
+
+    The URL is checked elsewhere (`check_websocket_url`).
 
     Args:
+        headers: Names and values of the headers.
+        subprotocols: Subprotocols to offer.
         endpoint: URL as errors show it.
 
     Raises:
@@ -271,6 +275,7 @@ def check_subprotocol(subprotocol: str, where: str = "protocol") -> None:
     """Check that a subprotocol is a token (RFC 6455, section 4.1; RFC 9110, section 5.6.2).
 
     Args:
+        subprotocol: The subprotocol to offer.
         where: Place in the call template, for errors.
 
     Raises:

@@ -176,6 +176,7 @@ class ToolServer:
         """Publish a function; also as a decorator, with or without arguments.
 
         Args:
+            function: Function, plain or asynchronous, or generator of either kind; None: return a decorator.
             name: Name of the tool; defaults to the function's name.
             description: Description of the tool; defaults to the docstring.
             tags: Tags of the tool, for searching.
@@ -203,7 +204,8 @@ class ToolServer:
 
         Args:
             host: The address to listen at; a name: all its addresses; ``0.0.0.0``: every IPv4 address of the machine.
-            port: 0: any that is free; see `url`.
+            port: The port to listen at; 0: any free one, see `url`.
+            task_status: Is told when clients can connect, for `anyio.abc.TaskGroup.start`.
 
         Raises:
             OSError: It cannot listen there.

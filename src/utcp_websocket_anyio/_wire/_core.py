@@ -86,7 +86,7 @@ _PIECE: Final = 256 * 1024
 """Bytes that are masked at once; a multiple of the mask's length."""
 
 _LARGEST_SIZE: Final = 2**31
-"""The most that zlib is told to inflate to."""
+"""Bytes that zlib inflates at most in one call."""
 
 _EMPTY = memoryview(b"")
 

@@ -65,7 +65,7 @@ class Traffic:
         self._enough = enough
 
     def __call__(self, direction: Literal["sent", "received", "note"], data: str | bytes, meaning: str) -> None:
-        """Show what an observer of connections is told. It must not raise: an error is kept in `failure`."""
+        """Show a message, as an observer of connections. It must not raise: an error is kept in `failure`."""
         try:
             self._tell(direction, data, meaning)
         except OSError as error:
