@@ -566,7 +566,7 @@ class Connection(ABC):
         await self._left.wait()
 
     def farewell_said(self, farewell: Hashable) -> None:
-        """An exchange has left, and has said what it had to say."""
+        """Note that an exchange has left and its farewell was sent."""
         self.farewells[farewell] -= 1
         if self.farewells[farewell] <= 0:
             del self.farewells[farewell]

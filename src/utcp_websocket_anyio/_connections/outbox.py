@@ -136,7 +136,7 @@ class Outbox:
             await self._filled.wait()
 
     def _take_batch(self) -> tuple[list[Outgoing], list[str | bytes]]:
-        """What is sent next, out of the queue: as much as may go at once, without what was withdrawn."""
+        """Take the messages to send next out of the queue: as many as may go at once, without withdrawn ones."""
         batch: list[Outgoing] = []
         messages: list[str | bytes] = []
         size = 0

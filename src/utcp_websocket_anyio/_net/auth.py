@@ -124,7 +124,7 @@ def check_credentials(auth: Auth | None) -> None:
 
 
 def handshake_credentials(auth: Auth | None, token: str | None) -> Credentials:
-    """What credentials add to a handshake.
+    """The credentials that are added to a handshake.
 
     Args:
         token: The access token, for OAuth2.

@@ -1,4 +1,4 @@
-"""What a value can be piped through on its way into a message, and how any value becomes text or bytes.
+"""Encoders, through which a value is piped on its way into a message, and the forms of any value as text or bytes.
 
 Three kinds of values meet here: JSON values, bytes that a caller passed as an argument, and bytes that an encoder
 made (`Digest`). In text, the caller's bytes are base64, as JSON has them; a digest is hex, as the documents of APIs

@@ -74,7 +74,7 @@ class EngineWire(Wire):
         await self.send_many((data,), fragment)
 
     def _pieces(self, messages: Sequence[str | bytes], fragment: int | None) -> Iterable[bytes]:
-        """What is to be written for messages, piece by piece; several messages are one piece."""
+        """The bytes to write for messages, piece by piece; several messages may form one piece."""
         message = self._core.message
         if len(messages) == 1:
             return message(messages[0], fragment)
