@@ -41,7 +41,7 @@ __all__ = ["Connector", "backoff"]
 
 _log = logging.getLogger(__name__)
 
-_BACKOFF_FIRST = 0.1
+_FIRST_BACKOFF = 0.1
 _MAX_BACKOFF = 3.0
 
 
@@ -247,5 +247,5 @@ async def _no_connection(data: str | bytes = b"") -> Any:  # noqa: ASYNC124 - st
 def backoff(retry: int) -> float:
     """Seconds before the given retry, counted from 1: exponential, with full jitter in its upper half."""
     # Bounded before it is raised to a power: 2.0 ** 1024 overflows.
-    longest = min(_BACKOFF_FIRST * 2.0 ** min(retry - 1, 10), _MAX_BACKOFF)
+    longest = min(_FIRST_BACKOFF * 2.0 ** min(retry - 1, 10), _MAX_BACKOFF)
     return longest * (0.5 + random.random() / 2)  # noqa: S311 - jitter needs no cryptography

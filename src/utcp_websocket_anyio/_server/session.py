@@ -42,7 +42,7 @@ _MAX_ID_LENGTH = 1000
 _EXCERPT_LENGTH = 100
 _WAITING_PER_CALL = 10
 # Times of `pong_timeout`. A client that is gone is not noticed while the server does not read.
-_LONGEST_EXCUSE = 20
+_MAX_SILENCE_FACTOR = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class Session:
     async def _abort_if_dead(self) -> None:
         seen, silent = None, 0
         while (progress := self._connection.progress) != seen or (
-            self._budget.is_waited_for and silent < _LONGEST_EXCUSE
+            self._budget.is_waited_for and silent < _MAX_SILENCE_FACTOR
         ):
             silent = silent + 1 if progress == seen else 0
             seen = progress

@@ -20,7 +20,7 @@ _RECORD_SIZE = 16 * 1024
 """Bytes that TLS decrypts at once."""
 
 _LONG = 64 * 1024
-_LARGEST_SPARE = 4 * 2**20
+_MAX_SPARE_SIZE = 4 * 2**20
 
 
 class SharedBuffers(threading.local):
@@ -50,7 +50,7 @@ class SharedBuffers(threading.local):
 
     def give_back(self, buffer: memoryview) -> None:
         """Keep a buffer as the spare one, if it is a better one."""
-        if _LONG < len(buffer) <= _LARGEST_SPARE and (self.spare is None or len(self.spare) < len(buffer)):
+        if _LONG < len(buffer) <= _MAX_SPARE_SIZE and (self.spare is None or len(self.spare) < len(buffer)):
             self.spare = buffer
 
 

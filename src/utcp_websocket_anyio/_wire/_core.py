@@ -67,7 +67,7 @@ _WHOLE_TEXT, _WHOLE_BINARY = _FINAL | _TEXT, _FINAL | _BINARY
 _WHOLE_MESSAGE = (_WHOLE_TEXT, _WHOLE_BINARY)
 _MASKED = 0x80
 _LENGTH_IN_2_BYTES, _LENGTH_IN_8_BYTES = 126, 127
-_LONGEST_CONTROL = 125
+_MAX_CONTROL_LENGTH = 125
 
 _READ_STRAIGHT: Final = READ_SIZE // 2
 """Bytes that have to be missing of a message for reading into its own memory to pay: one copy less, but a read more."""
@@ -85,7 +85,7 @@ _MAX_PONGS: Final = 64
 _PIECE: Final = 256 * 1024
 """Bytes that are masked at once; a multiple of the mask's length."""
 
-_LARGEST_SIZE: Final = 2**31
+_MAX_INFLATED_AT_ONCE: Final = 2**31
 """Bytes that zlib inflates at most in one call."""
 
 _EMPTY = memoryview(b"")
@@ -259,7 +259,7 @@ class ProtocolCore:
             first = data[position]
             size = data[position + 1]
             start = position + 2
-            if size > _LONGEST_CONTROL:
+            if size > _MAX_CONTROL_LENGTH:
                 if size == _LENGTH_IN_2_BYTES:
                     start = position + 4
                     if start > end:
@@ -324,7 +324,7 @@ class ProtocolCore:
                 return self._break(1002, "an unknown opcode")
             if not is_whole:
                 return self._break(1002, "a control frame in fragments")
-            if size > _LONGEST_CONTROL:
+            if size > _MAX_CONTROL_LENGTH:
                 return self._break(1002, "a control frame longer than 125 bytes")
         elif opcode == _CONTINUATION:
             if not self._kind:
@@ -387,7 +387,7 @@ class ProtocolCore:
         first = self._first
         frame = Frame(Opcode(first & _OPCODE), self._assembly.binary(), bool(first & _FINAL), bool(first & _RSV1))
         self._assembly.clear()
-        limit = min(self._limit - len(self._inflated), _LARGEST_SIZE)
+        limit = min(self._limit - len(self._inflated), _MAX_INFLATED_AT_ONCE)
         try:
             inflated = self._compression.decode(frame, max_size=limit or 1).data  # a limit of 0 would be none
         except PayloadTooBig:
@@ -422,7 +422,7 @@ class ProtocolCore:
             return
         self._discard()
         self._send_close(payload[:2])
-        code, reason = int(close.code), printable(close.reason, _LONGEST_CONTROL)
+        code, reason = int(close.code), printable(close.reason, _MAX_CONTROL_LENGTH)
         self.closed = WebSocketClosedError(
             f"the peer closed the connection with code {code}{': ' if reason else ''}{reason}",
             code=code,
@@ -536,8 +536,8 @@ class ProtocolCore:
     def close(self, code: int, reason: str) -> None:
         """Queue the frame that starts the closing handshake, unless one was sent already."""
         payload = reason.encode(errors="replace")
-        if len(payload) > _LONGEST_CONTROL - 2:
-            payload = payload[: _LONGEST_CONTROL - 2].decode(errors="ignore").encode()
+        if len(payload) > _MAX_CONTROL_LENGTH - 2:
+            payload = payload[: _MAX_CONTROL_LENGTH - 2].decode(errors="ignore").encode()
         self._send_close(struct.pack("!H", code) + payload)
 
     def _send_close(self, payload: bytes) -> None:
@@ -567,7 +567,7 @@ def _masked_frame(first: int, payload: bytes) -> bytes:
 
 
 def _head(first: int, size: int) -> bytes:
-    if size <= _LONGEST_CONTROL:
+    if size <= _MAX_CONTROL_LENGTH:
         return bytes((first, _MASKED | size))
     if size < 2**16:
         return struct.pack("!BBH", first, _MASKED | _LENGTH_IN_2_BYTES, size)

@@ -31,8 +31,8 @@ __all__ = ["REASON_TIME", "Handshake", "printable"]
 REASON_TIME: Final = 0.5
 """Seconds to wait for the body of a refusal."""
 
-_LONGEST_HEAD = 256 * 1024
-_LONGEST_BODY = 4096
+_MAX_HEAD_LENGTH = 256 * 1024
+_MAX_BODY_LENGTH = 4096
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([0-9]{3})(?: .*)?")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -126,7 +126,7 @@ class Handshake:
             # An informational answer: the real one follows (RFC 9110, section 15.2).
             del head[: end + 4]
             searched = 0
-        if end >= 0 or len(head) > _LONGEST_HEAD or not b"HTTP/1.1 ".startswith(head[:9]):
+        if end >= 0 or len(head) > _MAX_HEAD_LENGTH or not b"HTTP/1.1 ".startswith(head[:9]):
             self._head = bytearray()
             self._fail("it was not answered in HTTP/1.1")
         return b""
@@ -222,7 +222,7 @@ class _Refusal:
     @property
     def is_complete(self) -> bool:
         """True if there is nothing more to wait for."""
-        if not self._is_readable or len(self.body) >= _LONGEST_BODY:
+        if not self._is_readable or len(self.body) >= _MAX_BODY_LENGTH:
             return True
         if self._is_chunked:
             return _unchunked(self.body)[1]
@@ -250,7 +250,7 @@ class _Refusal:
 
     def _reason(self) -> str:
         """The reason that the server gives, if it can be read; else empty."""
-        if not self._is_readable or len(self.body) >= _LONGEST_BODY:
+        if not self._is_readable or len(self.body) >= _MAX_BODY_LENGTH:
             return ""
         body = _unchunked(self.body)[0] if self._is_chunked else bytes(self.body[: self._length])
         return reason_of(body) or ""
