@@ -199,7 +199,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         """Call a tool.
 
         Args:
-            caller: Asked for the tool's input schema where an argument is missing; may be None.
+            caller: Client that is asked for the tool's input schema if an argument is missing; may be None.
             tool_name: Name of the tool, with its manual's name before the first dot.
             tool_args: The arguments, JSON values.
             tool_call_template: Call template of the tool.
@@ -233,8 +233,8 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
     ) -> AsyncGenerator[Any, None]:
         """Call a tool and yield its responses as they arrive; arguments and errors as for `call_tool`.
 
-        Leaving the iteration early (``break``, ``aclose()``, garbage collection, cancellation) gives up the connection
-        at once, unless it is shared.
+        Leaving the iteration early (``break``, ``aclose()``, garbage collection, cancellation) closes the connection
+        at once, unless it is shared or ``on_end`` keeps it.
         """
         runtime: Runtime | None = None
 

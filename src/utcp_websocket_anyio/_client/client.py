@@ -279,7 +279,7 @@ class AnyioUtcpClient(UtcpClientImplementation):
             tool_args: Arguments of the tool, JSON values.
 
         Returns:
-            What the tool's protocol returns, through the configured post-processors.
+            The result of the tool's protocol, after the configured post-processors.
 
         Raises:
             ValueError: There is no such tool, or its manual does not allow its protocol.

@@ -28,7 +28,7 @@ class Statistics:
         errors: Number of failed calls by the name of the error's class.
         reconnects: Attempts to connect after a failed one.
         resumes: Streams that went on after the loss of their connection.
-        skipped: Messages that meant nothing to the call they were shown to.
+        skipped: Messages that were not for the call they were offered to.
         bytes_sent: Payload bytes of sent messages, without framing, compression and TLS.
         bytes_received: Payload bytes of received messages, counted the same way.
     """
@@ -73,7 +73,7 @@ class Counters:
         self._errors: Counter[str] = Counter()
 
     def failed(self, error: WebSocketError) -> None:
-        """A call failed."""
+        """Count a failed call."""
         self._errors[type(error).__name__] += 1
 
     @property

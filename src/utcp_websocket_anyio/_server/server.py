@@ -78,7 +78,7 @@ class ToolServer:
         ssl_context: TLS context, to serve ``wss://``.
 
     Raises:
-        ValueError: A value is not possible.
+        ValueError: An argument is not valid; the text names it.
     """
 
     def __init__(
@@ -205,10 +205,10 @@ class ToolServer:
         Args:
             host: The address to listen at; a name: all its addresses; ``0.0.0.0``: every IPv4 address of the machine.
             port: The port to listen at; 0: any free one, see `url`.
-            task_status: Is told when clients can connect, for `anyio.abc.TaskGroup.start`.
+            task_status: Set by a task group's ``start``, which returns when clients can connect.
 
         Raises:
-            OSError: It cannot listen there.
+            OSError: The server cannot listen there.
             RuntimeError: The server is serving already.
         """
         if self._url is not None:

@@ -55,7 +55,7 @@ _ABSOLUTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
 class WebSocketCallTemplate(CallTemplateFields):  # noqa: PLW1641 - mutable, so not hashable
-    """How to call a tool over WebSocket.
+    """A call template of type ``websocket``: the way to call a tool over WebSocket.
 
     The field descriptions are the reference; the documentation shows templates for real endpoints. Times are seconds,
     sizes bytes. Unknown fields are ignored with a warning, so that manuals made for later versions still load.
