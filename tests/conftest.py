@@ -74,7 +74,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What was not closed warns when it is collected, and a warning is an error; so what is young is collected here."""
+    """Collect young objects after a test: one that was not closed warns then, and a warning is an error."""
     yield
     if "anyio_backend" in request.fixturenames:
         gc.collect(1)

@@ -1,4 +1,4 @@
-"""What happens around requests, on both kinds of connection: handlers, heartbeats, farewells, many messages."""
+"""The moments around requests, on both kinds of connection: handlers, heartbeats, farewells, many messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a message means to an exchange, by the rules of its call template."""
+"""The meaning of a message to an exchange, by the rules of its call template."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def meaning(data: Any, **fields: Any) -> Meaning:
 
 
 def judged(data: Any, *, streaming: bool = False, **fields: Any) -> Any:
-    """What a message means: SKIP, END, or the value of a response.
+    """The meaning of a message: SKIP, END, or the value of a response.
 
     Data that is neither str nor bytes is sent as JSON, with `MINE` for the uuid of the call.
     """

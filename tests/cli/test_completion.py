@@ -1,4 +1,4 @@
-"""What a shell is offered: files, tools and arguments of the file at hand; nothing that could command it."""
+"""Shell completion: files, tools and arguments of the file at hand, and nothing that could command the shell."""
 
 from __future__ import annotations
 

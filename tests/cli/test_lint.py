@@ -1,4 +1,4 @@
-"""What `utcp-ws check` warns of, and what it leaves alone."""
+"""The warnings of `utcp-ws check`, and valid choices that give none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What others wrote, on a terminal and in a pipe: nothing of it is obeyed, and nothing is lost."""
+"""Received text on a terminal and in a pipe: no escape in it is obeyed, and nothing is lost."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("modules")
 
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What is imported is forgotten after the test."""
+    """Forget imported modules after the test."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
     for name in ("served_module", "other", "neighbour", "own"):
@@ -85,7 +85,7 @@ def test_a_function_that_cannot_be_published_does_not_stop_the_others(tmp_path: 
 
 
 def said_by(*arguments: str) -> tuple[str, str]:
-    """What a server says on stdout and on stderr when it has started."""
+    """The output of a server that has started, on stdout and on stderr."""
     with started("serve", *arguments, "--port", "0") as server:
         assert server.stdout is not None
         assert server.stderr is not None

@@ -1,4 +1,4 @@
-"""What comes out of the protocol object: this package's errors, and nothing of others."""
+"""The errors that the protocol object raises: this package's own, with nothing of other libraries in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client can be configured with: a configuration, or what one is made of."""
+"""The forms of a client's configuration: a whole one, or a part that one is made of."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def with_ours(given: Any, scenario: Scenario, backend: str) -> Any:
 
 
 def recorded(run: Callable[[], Awaitable[Any]], backend: str) -> Any:
-    """What came out, and what the protocol was asked for."""
+    """The result, and the calls that the protocol got."""
     protocol = FakeProtocol(fail_bad)
     install(lambda: protocol)
 

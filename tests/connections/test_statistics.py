@@ -1,4 +1,4 @@
-"""What an operator sees: statistics and log records."""
+"""Statistics and log records, for operators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into a handshake is checked where every engine gets it, wherever it comes from."""
+"""The checks of all values that go into a handshake, wherever they come from."""
 
 from __future__ import annotations
 

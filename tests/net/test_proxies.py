@@ -1,4 +1,4 @@
-"""Which proxy is used for what, and HTTP requests through one: what leaves this machine, and what errors say."""
+"""The choice of a proxy, and HTTP requests through one: the bytes that leave this machine, and the errors."""
 
 from __future__ import annotations
 

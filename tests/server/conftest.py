@@ -1,4 +1,4 @@
-"""What the tests of the tool server share."""
+"""Fixtures of the tool server's tests."""
 
 from __future__ import annotations
 

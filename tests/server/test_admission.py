@@ -36,7 +36,7 @@ def greeter(**options: Any) -> ToolServer:
 
 
 async def status(url: str, host: str | None = None, **headers: str) -> int:
-    """What a server answers to a handshake with these headers; 101: it may connect."""
+    """The status of a server's answer to a handshake with these headers; 101: the client may connect."""
     return (await answered(url, host, **headers))[0]
 
 

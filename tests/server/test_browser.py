@@ -106,7 +106,7 @@ def browser(page: str, folder: Path) -> Iterator[None]:
 
 
 async def told(page: str, urls: list[str], reports: queue.Queue[Any], folder: Path) -> Any:
-    """What the servers tell a page, or None where it cannot connect."""
+    """The servers' answers to a page, or None where it cannot connect."""
     fragment = json.dumps(urls, separators=(",", ":"))
     with anyio.fail_after(150), browser(f"{page}#{fragment}", folder):
         return await anyio.to_thread.run_sync(lambda: reports.get(timeout=140))

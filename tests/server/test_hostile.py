@@ -36,7 +36,7 @@ def call(tool: str, **arguments: object) -> bytes:
 
 
 def until_closed(client: socket.socket) -> bytes:
-    """What a client gets until it is disconnected, however that is done."""
+    """The bytes that a client gets until it is disconnected, in whatever way."""
     received = bytearray()
     with suppress(ConnectionError):
         while data := client.recv(MEBIBYTE):

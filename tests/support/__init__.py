@@ -1,1 +1,1 @@
-"""What tests stand on: peers, proxies, fakes and clocks."""
+"""The foundations of the tests: peers, proxies, fakes and clocks."""

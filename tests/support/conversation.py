@@ -56,7 +56,7 @@ class Line:
 
 
 class Conversation:
-    """What is said, and how far it has come.
+    """The script of a conversation, and its progress.
 
     Attributes:
         variables: What the conversation says the manual's variables are.
@@ -86,7 +86,7 @@ class Conversation:
 
     @property
     def rest(self) -> list[str]:
-        """What has not happened yet, except a client that closes."""
+        """The lines that have not happened yet, except a client that closes."""
         return [str(line) for line in self._lines[self._at :] if line.text != "client closes"]
 
     async def __call__(self, peer: Peer) -> None:
@@ -203,7 +203,7 @@ class Conversation:
                 await peer.send_frame(PONG, payload)
 
     def _filled(self, text: str) -> str:
-        """What the server says, with what was bound and with addresses of this server."""
+        """A message of the server, with the bound values and with addresses of this server."""
 
         def fill(found: re.Match[str]) -> str:
             value = self._bound.get(found[1], found[0])

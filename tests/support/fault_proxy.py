@@ -16,7 +16,7 @@ _BROKEN = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceErr
 
 
 class Fault(enum.Enum):
-    """What happens to one direction of a connection once so many bytes have passed."""
+    """The damage to one direction of a connection after a number of bytes."""
 
     DELAY = enum.auto()
     SPLIT = enum.auto()

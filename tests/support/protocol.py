@@ -1,4 +1,4 @@
-"""What tests of the protocol object share: an entered object, a template, and a look at its pool."""
+"""Helpers for tests of the protocol object: an entered object, a template, and a look at its pool."""
 
 from __future__ import annotations
 

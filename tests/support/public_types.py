@@ -28,7 +28,7 @@ def mark_as_typed(package: str) -> None:
 
 
 def exported_symbols() -> list[dict[str, Any]]:
-    """What pyright says of each public name."""
+    """The verdict of pyright on each public name."""
     command = [sys.executable, "-m", "pyright", "--verifytypes", PACKAGE, "--ignoreexternal", "--outputjson"]
     done = subprocess.run([*command, "--pythonpath", sys.executable], stdout=subprocess.PIPE, text=True, check=False)
     symbols = json.loads(done.stdout)["typeCompleteness"]["symbols"]

@@ -40,7 +40,7 @@ def done(*arguments: str, **options: Any) -> str:
 
 
 def failed(code: int, *arguments: str, **options: Any) -> str:
-    """What a command that has to fail says about it; nothing is on stdout."""
+    """The error text of a command that must fail; nothing is on stdout."""
     result = ws(*arguments, **options)
     assert result.exit_code == code, result.output
     assert result.stdout == ""

@@ -61,7 +61,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 def examples(page: str) -> list[Example]:
-    """What the page shows with a manual, a conversation and statements, each time all three are there."""
+    """The examples of the page: a manual, a conversation and statements, each time all three are there."""
     found: list[Example] = []
     manual: dict[str, Any] = {}
     conversation = ""

@@ -14,7 +14,7 @@ STRICT = [sys.executable, "-X", "dev", "-W", "error"]
 
 
 def run(*arguments: str) -> str:
-    """What a program prints; it must end well."""
+    """The output of a program, which must end well."""
     done = subprocess.run([*STRICT, *arguments], capture_output=True, text=True, timeout=150, cwd=EXAMPLES, check=False)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr

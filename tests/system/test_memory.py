@@ -1,4 +1,4 @@
-"""How much memory a hostile peer can make a client use, and what time alone does to it.
+"""The memory that a hostile peer can make a client use, and its growth over time.
 
 What is measured includes the peers, which run in the same process and keep little.
 """
@@ -37,7 +37,7 @@ how_it_is_used = pytest.mark.parametrize("fields", [BY_ID, MULTIPLEX], ids=["exc
 
 
 class Memory:
-    """What the objects of this process take, in bytes more than when this was made."""
+    """Bytes that the objects of this process take, beyond those when this was made."""
 
     def __init__(self) -> None:
         self._before = tracemalloc.get_traced_memory()[0]

@@ -59,7 +59,7 @@ print("all of it")
 
 
 def run(*arguments: str) -> str:
-    """What a program prints; it must end well."""
+    """The output of a program, which must end well."""
     done = subprocess.run([sys.executable, "-c", *arguments], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,4 +1,4 @@
-"""What logs and errors show."""
+"""Logs and errors show no secrets."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ GREETING = "Hello-µ@ßöäüàá-UTF-8!! κόσμε \U0001f600"
 
 
 async def said_to(connect: Opener, data: bytes, *, pieces: int = 1, **settings: Any) -> tuple[list[Any], list[Frame]]:
-    """What a client receives, its end included, and what it sends, when a server sends `data` and then closes."""
+    """The messages and the end that a client gets, and its bytes, when a server sends `data` and then closes."""
     received: list[Any] = []
     answered: list[Frame] = []
     done = anyio.Event()

@@ -1,4 +1,4 @@
-"""What every engine does alike: messages, pings, back-pressure, closing, and how a connection ends."""
+"""The contract of every engine: messages, pings, back-pressure, closing, and how a connection ends."""
 
 from __future__ import annotations
 

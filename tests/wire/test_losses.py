@@ -1,4 +1,4 @@
-"""Connections that end while somebody waits for them, on whichever side and wherever the waiting task stands."""
+"""Connections that end while a task waits for them, on whichever side and wherever the waiting task stands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(params=["plain", "TLS"])
 def settings(request: pytest.FixtureRequest, authority: trustme.CA) -> dict[str, Any]:
-    """What the server and the client need: `tls` for the one, `network` for the other."""
+    """Settings of the server (`tls`) and of the client (`network`)."""
     if request.param == "plain":
         return {"tls": None, "network": Network()}
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,4 +1,4 @@
-"""What only trio's engine has to cope with: a socket that has no room for what the wire itself has to say."""
+"""Trio's engine alone: a socket without room for the wire's own frames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["trio
 
 
 class Room:
-    """How much room the socket has, in bytes; None: as much as it really has."""
+    """Bytes of room that the socket has; None: its real room."""
 
     def __init__(self, wire: _trio.TrioWire, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left: int | None = None
