@@ -137,6 +137,9 @@ class Exchange:
     _queued_bytes = 0
     _failures = 0
     _resuming: anyio.CancelScope | None = None
+    _is_left = False
+    _next_leg: Leg | None = None
+    _next_failure: WebSocketError | None = None
     _changed: anyio.Event | None = None
     _has_first = False
 
@@ -150,6 +153,7 @@ class Exchange:
         self._captured: MutableMapping[str, Any] = {}
         self._expected = self._remaining = expected = plan.expected(streaming=streaming)
         self._queue: deque[_Queued] = deque()
+        self._held: list[Message] = []
         self._is_open_stream = streaming and expected is None
         # An open-ended stream whose template gives it no time: only its first response must come in time.
         self._has_no_deadline = self._is_open_stream and request.timeout is None
@@ -260,6 +264,7 @@ class Exchange:
 
     def finish(self) -> None:
         """Let go of everything. Synchronous, so it is safe after cancellation."""
+        self._is_left = True
         if self._resuming is not None:
             self._resuming.cancel()
         self._let_go()
@@ -315,6 +320,10 @@ class Exchange:
     def accepted(self, message: Message, leg: Leg) -> None:
         """Decide what a message means."""
         if self.state is not State.RUNNING:
+            return
+        if leg is not self._leg:
+            # It comes behind the gap, and what the connection before it has still brought.
+            self._held.append(message)
             return
         try:
             meaning = leg.classifier.classify(message)
@@ -515,6 +524,9 @@ class Exchange:
 
     def leg_failed(self, leg: Leg, error: WebSocketError) -> None:
         """A leg has ended with an error: the loss of its connection, a close, a step that failed."""
+        if leg is self._next_leg:
+            # Told by `_begin_anew`.
+            self._next_failure = error
         if self.state > State.RUNNING or leg is not self._leg:
             return
         connection = leg.connection
@@ -525,11 +537,15 @@ class Exchange:
             self._interrupt()
         elif not isinstance(error, WebSocketClosedError):
             self._fail(error)
+        elif self._resuming is not None:
+            # It is moving already: how its old connection goes does not matter any more.
+            self._lose(leg)
         elif self._ends_well(error):
             self._ended_by_server = True
             self.state = State.ENDED
-        elif self._resume_for(error) is not None:
-            self._resume(leg, error)
+        elif (resume := self._resume_for(error)) is not None:
+            self._lose(leg)
+            self._start_resuming(resume, leg, error)
         else:
             self._fail(error)
 
@@ -560,6 +576,8 @@ class Exchange:
     def _interrupt(self) -> None:
         """Let go of the connection now, and wake the caller: it may be away for long."""
         leg = self._leg
+        if self._resuming is not None:
+            self._resuming.cancel()
         self._let_go()
         if leg is not None:
             leg.channel.interrupt()
@@ -569,13 +587,12 @@ class Exchange:
         leg, self._leg = self._leg, None
         self._forget_deadline()
         if leg is not None:
-            self._release(leg)
+            self._release(leg, by_server=self._ended_by_server, in_full=self.state is State.COMPLETE)
 
-    def _release(self, leg: Leg) -> None:
+    def _release(self, leg: Leg, *, by_server: bool, in_full: bool) -> None:
         """Give a connection back or close it, after a farewell if there is one."""
-        in_full = self.state is State.COMPLETE
-        farewell = leg.finish(by_server=self._ended_by_server, in_full=in_full)
-        is_good = in_full or (self.state is State.ENDED and self._ended_by_server)
+        farewell = leg.finish(by_server=by_server, in_full=in_full)
+        is_good = in_full or (self.state is State.ENDED and by_server)
         if farewell:
             try:
                 rest = leg.send_first(farewell)
@@ -640,26 +657,49 @@ class Exchange:
         if resume is None or leg is not self._leg or not self._is_open_stream or self.state is not State.RUNNING:
             return
         if self._resuming is None:
-            leg.connection.start_task(self._run_resuming, resume, leg, None)
+            self._start_resuming(resume, leg, None)
 
-    def _resume(self, leg: Leg, error: WebSocketClosedError) -> None:
-        """The connection is lost: go on with another one."""
-        resume = self._resume_for(error)
-        assert resume is not None
-        self._let_go()
+    def close(self, error: WebSocketClosedError) -> None:
+        """The pool, or its part for this manual, is closed while the stream is resuming."""
+        if self.state is State.RUNNING:
+            self._queue.clear()
+            self._fail(error)
+            self._interrupt()
+
+    def _lose(self, leg: Leg) -> None:
+        """The connection is lost, and the stream goes on with another one."""
+        self._leg = None
+        if self._has_no_deadline:
+            # It is for the first response only, and begins again with the request. Any other is the whole stream's.
+            self._forget_deadline()
+        self._release(leg, by_server=False, in_full=False)
         leg.channel.interrupt()
-        if self._resuming is None:
-            leg.connection.start_task(self._run_resuming, resume, leg, error)
 
-    async def _run_resuming(self, resume: Resume, old: Leg, error: WebSocketError | None) -> None:
+    def _start_resuming(self, resume: Resume, leg: Leg, error: WebSocketClosedError | None) -> None:
+        # Here and not in the task: it may be asked for twice before a task has run.
+        self._resuming = anyio.CancelScope()
+        self._pool.resuming[self] = self._endpoint.manual
+        leg.connection.start_task(self._run_resuming, self._resuming, resume, leg, error)
+
+    async def _run_resuming(
+        self, scope: anyio.CancelScope, resume: Resume, old: Leg, error: WebSocketError | None
+    ) -> None:
         try:
-            with anyio.CancelScope() as self._resuming:
+            with scope:
                 await self._keep_resuming(resume, old, error)
         except Exception as failure:  # noqa: BLE001 - the bulkhead
             log_internal_error(_log, failure, "resuming a stream")
             self._fail(internal_error(failure, endpoint=self._endpoint.display_url))
         finally:
             self._resuming = None
+            self._pool.resuming.pop(self, None)
+            if self.state is State.RUNNING and self._leg is None:
+                # The end of the pool's tasks; nothing else would ever wake the caller.
+                self._fail(
+                    WebSocketClosedError(
+                        "closed while the stream was resuming", code=1000, endpoint=self._endpoint.display_url
+                    )
+                )
             self._wake()
 
     async def _keep_resuming(self, resume: Resume, old: Leg, error: WebSocketError | None) -> None:
@@ -677,7 +717,7 @@ class Exchange:
                     return
                 await anyio.sleep(backoff(self._failures))
             try:
-                leg = await self._begin_anew(resume, carried)
+                leg, waits = await self._begin_anew(resume, carried)
             except WebSocketAuthError as refused:
                 # The endpoint refuses: trying again does not help.
                 self._fail(refused)
@@ -697,10 +737,16 @@ class Exchange:
                     self._fail(failure)
                     return
                 continue
-            self._take_over(leg, resume, self._pool.clock() - lost_at)
+            self._next_leg = None
+            if self._is_left or self.state is not State.RUNNING:
+                # The stream has ended in the turn in which its new leg was ready.
+                self._release(leg, by_server=False, in_full=False)
+            else:
+                self._take_over(leg, resume, self._pool.clock() - lost_at, waits=waits)
             return
 
-    async def _begin_anew(self, resume: Resume, carried: Mapping[str, Any]) -> Leg:
+    async def _begin_anew(self, resume: Resume, carried: Mapping[str, Any]) -> tuple[Leg, bool]:
+        """Open a new leg; True with it if its first response is waited for from now on."""
         plan = _resumed(self._plan, resume, {*carried, *self._captured})
         connection = await self._pool.acquire(
             self._endpoint,
@@ -711,25 +757,30 @@ class Exchange:
             carried=carried,
         )
         assert connection is not None
-        leg = Leg(self, self._request, connection, self._captured)
+        self._held.clear()
+        self._next_failure = None
+        self._next_leg = leg = Leg(self, self._request, connection, self._captured)
         timeout = self._plan.timeout if self._request.timeout is None else self._request.timeout
         try:
             with anyio.move_on_after(timeout):
                 if plan.before:
                     await leg.run_before(plan.before)
-                await leg.send_request(plan.request)
-                return leg
+                goes_on = await leg.send_request(plan.request)
+                sends_each = goes_on and any(step.send_each is not None for step in plan.request)
+                return leg, bool(plan.request) and not sends_each
             raise WebSocketTimeoutError(
                 f"timed out after {timeout:g} s while waiting for {self.note.told()}",
                 phase="response",
                 endpoint=self._endpoint.display_url,
             )
-        except BaseException:
-            leg.finish(by_server=True, in_full=False)
-            self._hand_back(connection, is_good=False)
-            raise
+        except BaseException as error:
+            self._next_leg = None
+            self._release(leg, by_server=False, in_full=False)
+            if not isinstance(error, Interrupted) or self._next_failure is None:
+                raise
+        raise self._next_failure
 
-    def _take_over(self, leg: Leg, resume: Resume, gap: float) -> None:
+    def _take_over(self, leg: Leg, resume: Resume, gap: float, *, waits: bool) -> None:
         """Go on with a new leg. The old one, if there is one, is left only now."""
         self._pool.counters.resumes += 1
         _log.warning(
@@ -744,9 +795,16 @@ class Exchange:
                 queued.is_final_part = False
                 self._enqueue(queued)
         else:
+            # Its session, if it has one, goes on.
+            old.connection.ends_session = True
             old.finish(by_server=True, in_full=False)
             old.channel.interrupt()
             self._hand_back(old.connection, is_good=False)
+        if waits and self._has_no_deadline and not self._has_first:
+            self._watch_deadline(self._timeout)
+        held, self._held = self._held, []
+        for message in held:
+            self.accepted(message, leg)
         self._wake()
 
 

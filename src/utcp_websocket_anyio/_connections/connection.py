@@ -200,6 +200,7 @@ class Connection(ABC):
         self.keep_alive: float | None = None
         self.on_lost: Callable[[Connection], None] | None = None
         self.on_leaving: Callable[[Connection], None] | None = None
+        self.on_farewell: Callable[[Connection], None] | None = None
         self._context = context
         self._tasks = tasks
         self._clock = loop_clock()
@@ -214,7 +215,7 @@ class Connection(ABC):
         self._is_being_read = False
         self._has_read: anyio.Event | None = None
         self._ended: anyio.Event | None = None
-        self._left: anyio.Event | None = None
+        self._closing_code = 1000
         self._outbox: Outbox | None = None
         self._beats: Beats | None = None
         self._keepers: list[anyio.CancelScope] = []
@@ -442,6 +443,7 @@ class Connection(ABC):
             self.fail(MoveAskedError(reason, change=handler.resume, endpoint=self.display_url))
             return
         if handler.resume is not None:
+            self._closing_code = 1011
             for user in list(self._users()):
                 user.move(handler.resume)
         if handler.retire or handler.resume is not None:
@@ -559,19 +561,13 @@ class Connection(ABC):
         """True if a further exchange may share it, whose farewell would not silence another one."""
         return self.is_available and (farewell is None or farewell not in self.farewells)
 
-    async def wait_left(self) -> None:
-        """Wait until an exchange has left."""
-        if self._left is None or self._left.is_set():
-            self._left = anyio.Event()
-        await self._left.wait()
-
     def farewell_said(self, farewell: Hashable) -> None:
         """Note that an exchange has left and its farewell was sent."""
         self.farewells[farewell] -= 1
         if self.farewells[farewell] <= 0:
             del self.farewells[farewell]
-        if self._left is not None:
-            self._left.set()
+        if self.on_farewell is not None:
+            self.on_farewell(self)
 
     def take_kept(self) -> list[Message]:
         """The messages that arrived between the calls of a session, for a call with a `message_filter`."""
@@ -671,14 +667,16 @@ class Connection(ABC):
         self._ensure_reading()
         self._end_use(why)
 
-    async def aclose(self, code: int = 1000) -> None:
+    async def aclose(self, code: int | None = None) -> None:
         """Close a retired connection: farewell, closing handshake, socket. Bounded; it cannot be cancelled.
 
         Args:
-            code: The close code; only with 1000 there is a farewell.
+            code: The close code; only with 1000 there is a farewell. None: 1000, or 1011 if its streams have moved.
         """
         if self._error is not None:
             return
+        if code is None:
+            code = self._closing_code
         assert self._closing_error is not None
         try:
             with anyio.CancelScope(shield=True):

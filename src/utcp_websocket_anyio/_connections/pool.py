@@ -81,13 +81,21 @@ class Connect(Protocol):
         """Its tasks run in the given group."""
 
 
+class Resuming(Protocol):
+    """A stream between two connections."""
+
+    def close(self, error: WebSocketClosedError) -> None:
+        """Its connections are closed on this side. Must not wait."""
+
+
 class _Waiter:
     """A caller in the queue of an endpoint."""
 
-    __slots__ = ("event", "outcome")
+    __slots__ = ("event", "farewell", "outcome")
 
-    def __init__(self) -> None:
+    def __init__(self, farewell: Hashable = None) -> None:
         self.event = anyio.Event()
+        self.farewell = farewell
         self.outcome: Connection | Literal[_Grant.SLOT] | WebSocketError | None = None
 
     def resolve(self, outcome: Connection | Literal[_Grant.SLOT] | WebSocketError) -> None:
@@ -113,11 +121,11 @@ class _EndpointConnections:
 
     def pick(self, *, reject_stray: bool, farewell: Hashable = None) -> Connection | None:
         """Take the connection that a new caller gets at once, if there is one. An exclusive one then is not idle."""
-        if self.waiters:
-            return None
         if self.is_shared:
+            if farewell is not None and any(waiter.farewell == farewell for waiter in self.waiters):
+                return None
             return next((one for one in self.connections if one.can_be_shared(farewell)), None)
-        if not self.idle:
+        if self.waiters or not self.idle:
             return None
         position = len(self.idle) - 1
         if reject_stray and self.idle[position].may_get_stray_response:
@@ -125,12 +133,22 @@ class _EndpointConnections:
             position = next((i for i, c in enumerate(self.idle) if not c.may_get_stray_response), position)
         return self.idle.pop(position)
 
-    def lend_slot(self, capacity: int) -> bool:
-        """Take the right to open a connection, if one is left and has no waiter."""
+    def lend_slot(self, capacity: int, *, replaces: bool = False) -> bool:
+        """Take the right to open a connection, if one is left and has no waiter.
+
+        Args:
+            capacity: How many connections there may be.
+            replaces: The new one comes in the place of another, which is left only when it is there.
+        """
         if self.is_shared and self.slots_lent:
             # Calls that come while a connection to share is being opened share it.
             return False
-        if self.waiters or len(self.connections) + self.slots_lent >= capacity:
+        taken = len(self.connections) + self.slots_lent
+        if replaces:
+            taken -= sum(connection.is_leaving for connection in self.connections)
+        elif self.waiters:
+            return False
+        if taken >= capacity:
             return False
         self.slots_lent += 1
         return True
@@ -143,6 +161,18 @@ class _EndpointConnections:
             self.slots_lent += 1
         self.waiters.popleft().resolve(outcome)
         return True
+
+    def offer(self, connection: Connection) -> None:
+        """Give a shared connection to those who waited for the farewell of another, one of each kind."""
+        promised: set[Hashable] = set()
+        waiters, self.waiters = self.waiters, deque()
+        for waiter in waiters:
+            if waiter.farewell in promised or not connection.can_be_shared(waiter.farewell):
+                self.waiters.append(waiter)
+                continue
+            if waiter.farewell is not None:
+                promised.add(waiter.farewell)
+            waiter.resolve(connection)
 
     def resolve_all(self, outcome: Connection | WebSocketError) -> None:
         while self.waiters:
@@ -162,6 +192,7 @@ class Pool:
     Attributes:
         deadlines: Ends calls whose time is up.
         clock: The clock of the event loop, in seconds.
+        resuming: The streams that are between two connections, with their manuals.
     """
 
     def __init__(
@@ -185,6 +216,7 @@ class Pool:
         self._wake = loop_waker(self._call_caretaker)
         self._closed = False
         self._lost_sessions: dict[Endpoint, Connection] = {}
+        self.resuming: dict[Resuming, str] = {}
         self.clock = loop_clock()
         self.deadlines = Deadlines()
 
@@ -276,6 +308,9 @@ class Pool:
         deadline = self.clock() + plan.timeout
         while True:
             self._check_open(endpoint)
+            if carried is not None:
+                # A stream that resumes knows of the loss, and keeps what its session has captured.
+                self._lost_sessions.pop(endpoint, None)
             if endpoint.session is not None and endpoint in self._lost_sessions:
                 lost = self._after_lost_session(endpoint, plan, only_open=only_open)
                 if lost is not None or only_open:
@@ -287,20 +322,24 @@ class Pool:
                 there = self._endpoints[endpoint] = _EndpointConnections(endpoint)
             granted: Connection | Literal[_Grant.SLOT] | None = there.pick(reject_stray=reject_stray, farewell=farewell)
             if granted is None:
-                if there.lend_slot(1 if endpoint.session is not None else plan.max_connections):
+                capacity = 1 if endpoint.session is not None else plan.max_connections
+                if there.lend_slot(capacity, replaces=carried is not None):
                     granted = _Grant.SLOT
                 else:
-                    granted = await self._wait(there, plan, deadline)
+                    granted = await self._wait(there, plan, deadline, farewell)
             if granted is _Grant.SLOT:
+                if only_open:
+                    there.slots_lent -= 1
+                    self._slot_freed(there)
+                    return None
                 return await self._open(there, plan, context, carried)
             self._idle_until.pop(granted, None)
             if granted.is_shared:
                 if granted.can_be_shared(farewell):
                     return granted
-                if granted.is_available and endpoint.session is not None:
-                    # In a session it waits for the other call to leave.
-                    await granted.wait_left()
             elif endpoint.session is not None:
+                # What came before this call is kept, and no answer to it.
+                await self._drain(there, granted)
                 if granted.is_available:
                     return granted
             elif await self._made_usable(there, granted, reject_stray=reject_stray):
@@ -337,12 +376,7 @@ class Pool:
 
     async def _made_usable(self, there: _EndpointConnections, connection: Connection, *, reject_stray: bool) -> bool:
         """Discard what came while a connection was idle. One that cannot be used even then is retired."""
-        if connection.is_available and connection.has_unread_data:
-            try:
-                await connection.drain()
-            except BaseException:
-                self._put_back(there, connection)
-                raise
+        await self._drain(there, connection)
         # With a filter of its own the caller can use even one on which messages keep arriving.
         if connection.is_available and not (
             reject_stray and (connection.may_get_stray_response or connection.has_unread_data)
@@ -351,10 +385,18 @@ class Pool:
         self.retire(connection, "a response to an earlier request may still arrive")
         return False
 
+    async def _drain(self, there: _EndpointConnections, connection: Connection) -> None:
+        if connection.is_available and connection.has_unread_data:
+            try:
+                await connection.drain()
+            except BaseException:
+                self._put_back(there, connection)
+                raise
+
     async def _wait(
-        self, there: _EndpointConnections, plan: Plan, deadline: float
+        self, there: _EndpointConnections, plan: Plan, deadline: float, farewell: Hashable
     ) -> Connection | Literal[_Grant.SLOT]:
-        waiter = _Waiter()
+        waiter = _Waiter(farewell)
         there.waiters.append(waiter)
         try:
             with anyio.CancelScope(deadline=deadline):
@@ -383,7 +425,11 @@ class Pool:
         elif outcome is _Grant.SLOT:
             there.slots_lent -= 1
             self._slot_freed(there)
-        elif not isinstance(outcome, WebSocketError) and not outcome.is_shared:
+        elif isinstance(outcome, WebSocketError):
+            pass
+        elif outcome.is_shared:
+            there.offer(outcome)
+        else:
             self._put_back(there, outcome)
 
     async def _open(
@@ -406,6 +452,11 @@ class Pool:
                 if connection is not None:
                     connection.abort("closed while connecting")
                 raise WebSocketClosedError("closed while connecting", code=1000, endpoint=there.endpoint.display_url)
+            if connection.is_over:
+                # Lost or given up with the last message of its login.
+                connection.abort("closed while connecting")
+                assert connection.error is not None
+                raise copy.copy(connection.error)
         except BaseException as error:
             there.slots_lent -= 1
             if there.is_shared and isinstance(error, WebSocketError):
@@ -416,9 +467,12 @@ class Pool:
             there.opening.discard(scope)
         there.slots_lent -= 1
         there.connections.add(connection)
+        if carried is not None:
+            self._lost_sessions.pop(there.endpoint, None)
         # Only now: a connection that is lost before it is here must not give back a slot twice.
         connection.on_lost = lambda lost: self._lost(there, lost)
         connection.on_leaving = self._leaving
+        connection.on_farewell = there.offer
         connection.keeps_messages = there.endpoint.session is not None and not there.is_shared
         connection.start()
         if there.is_shared:
@@ -531,12 +585,14 @@ class Pool:
         """Close the connections of one manual and fail its calls; returns when these connections are closed."""
         for endpoint in [one for one in self._lost_sessions if one.manual == manual]:
             del self._lost_sessions[endpoint]
+        self._end_resuming("the manual was deregistered", manual)
         await self._close_all(self._of(manual), "the manual was deregistered", ends_sessions=True)
 
     async def aclose(self) -> None:
         """Close every connection and fail every call; returns when all are closed. The pool stays closed."""
         self._closed = True
         self._take_notes()
+        self._end_resuming("the protocol object was closed")
         await self._close_all(list(self._endpoints.values()), "the protocol object was closed")
 
     async def abort(self) -> None:
@@ -545,6 +601,7 @@ class Pool:
         For a block that was cancelled; what it awaits is shielded.
         """
         self._closed = True
+        self._end_resuming("the protocol object was cancelled")
         there = list(self._endpoints.values())
         for each in there:
             for connection in list(each.connections):
@@ -552,6 +609,10 @@ class Pool:
                     connection.abort("the protocol object was cancelled")
         with anyio.CancelScope(shield=True):
             await self._close_all(there, "the protocol object was cancelled")
+
+    def _end_resuming(self, why: str, manual: str | None = None) -> None:
+        for stream in [one for one, its in self.resuming.items() if manual in (None, its)]:
+            stream.close(WebSocketClosedError(why, code=1000))
 
     def _of(self, manual: str) -> list[_EndpointConnections]:
         return [there for endpoint, there in self._endpoints.items() if endpoint.manual == manual]
