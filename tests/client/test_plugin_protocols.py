@@ -52,7 +52,7 @@ class Stubborn(NeedsAsyncio):
 class Buffered(FakeProtocol):
     """Its stream waits on asyncio after the first item."""
 
-    def call_tool_streaming(self, *args: Any) -> AsyncGenerator[Any, None]:  # type: ignore[override]
+    def call_tool_streaming(self, *args: Any) -> AsyncGenerator[Any, None]:  # type: ignore[override]  # core declares it as a coroutine
         async def items() -> AsyncGenerator[Any, None]:
             yield 1
             await asyncio.sleep(0)

@@ -65,7 +65,7 @@ class _OfClient:
 
     def stream(self, tool: str, /, **arguments: Any) -> AsyncGenerator[Any, None]:
         # UTCP declares the method as a coroutine, which it is not.
-        return self._client.call_tool_streaming(f"{self._manual}.{tool}", arguments)  # type: ignore[return-value]
+        return self._client.call_tool_streaming(f"{self._manual}.{tool}", arguments)  # type: ignore[return-value]  # core declares it as a coroutine
 
 
 class _OfProtocol:

@@ -163,9 +163,9 @@ def test_settings_cannot_be_changed_and_are_compared_by_value() -> None:
     sockets["other.local"] = "/t"
     assert dict(one.unix_sockets) == {"docker.local": "/s"}
     with pytest.raises(dataclasses.FrozenInstanceError):
-        one.proxy = None  # type: ignore[misc]
+        one.proxy = None  # type: ignore[misc]  # refused at run time, too
     with pytest.raises(TypeError):
-        one.unix_sockets["x"] = "y"  # type: ignore[index]
+        one.unix_sockets["x"] = "y"  # type: ignore[index]  # refused at run time, too
     same = NetworkSettings(trusted_hosts=("a.home",), unix_sockets={"docker.local": "/s"})
     assert one == same
     assert hash(one) == hash(same)
@@ -244,7 +244,7 @@ async def test_the_users_own_context_is_used_as_it_is_and_never_changed(
 def test_paths_are_paths_and_settings_are_settings(files: Files) -> None:
     assert NetworkSettings(ca_file=Path(files.ca)) == NetworkSettings(ca_file=files.ca)
     with pytest.raises(TypeError, match="network must be NetworkSettings, not dict"):
-        WebSocketCommunicationProtocol(network={"proxy": None})  # type: ignore[arg-type]
+        WebSocketCommunicationProtocol(network={"proxy": None})  # type: ignore[arg-type]  # refused at run time, too
 
 
 def test_a_context_and_certificates_together_are_a_mistake(files: Files) -> None:
@@ -406,7 +406,7 @@ def test_configure_is_for_the_whole_process_and_takes_nothing_else() -> None:
     thread.join()
     assert seen == [settings]
     with pytest.raises(TypeError, match="configure takes NetworkSettings, not dict"):
-        configure({"proxy": None})  # type: ignore[arg-type]
+        configure({"proxy": None})  # type: ignore[arg-type]  # refused at run time, too
     assert current_settings() is settings
 
 

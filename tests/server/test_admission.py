@@ -242,7 +242,7 @@ async def test_a_client_that_found_the_tools_with_a_token_can_call_them(
         found = await protocol.register_manual(None, template)
         greet = found.manual.tools[0].tool_call_template
         assert await protocol.call_tool(None, "manual.greet", {}, greet) == "hello"
-        assert TOKEN not in str(greet.url)  # type: ignore[attr-defined]
+        assert TOKEN not in str(greet.url)  # type: ignore[attr-defined]  # a WebSocket template
         with pytest.raises(WebSocketAuthError) as caught:
             await protocol.call_tool(None, "manual.greet", {}, greet.model_copy(update={"auth": None}))
         assert caught.value.status == 401

@@ -45,7 +45,7 @@ def until_closed(client: socket.socket) -> bytes:
 
 
 def adding(**options: object) -> ToolServer:
-    server = ToolServer("adding", **options)  # type: ignore[arg-type]
+    server = ToolServer("adding", **options)  # type: ignore[arg-type]  # limits of several types
 
     @server.tool
     async def add(a: int, b: int) -> int:

@@ -94,7 +94,7 @@ async def test_a_tool_is_called_where_the_manual_was_asked_for(thread: Thread) -
     url = (await thread.serve(arithmetic())).replace("127.0.0.1", "localhost") + "/some/path"
     async with entered() as protocol:
         templates = await discovered(protocol, f"{url}?key=secret")
-        assert {template.url for template in templates.values()} == {url}  # type: ignore[attr-defined]
+        assert {template.url for template in templates.values()} == {url}  # type: ignore[attr-defined]  # WebSocket templates
         assert await protocol.call_tool(None, "manual.add", {"a": 1, "b": 2}, templates["add"]) == 3
 
 
@@ -120,7 +120,7 @@ def test_schemas_come_from_type_hints() -> None:
         yield Place(name=name, height=0)
 
     @server.tool
-    def untyped(value, other=(1, 2)):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def untyped(value, other=(1, 2)):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - it has no types on purpose
         return value
 
     measuring, following, anything = server.manual("ws://127.0.0.1:9")["tools"]

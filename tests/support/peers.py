@@ -343,7 +343,7 @@ async def echo_server(
                     parts = []
                     for answer in respond(message):
                         kind = TextMessage if isinstance(answer, str) else BytesMessage
-                        reply += connection.send(kind(data=answer))  # type: ignore[arg-type]
+                        reply += connection.send(kind(data=answer))  # type: ignore[arg-type]  # the kind fits the answer
                 elif isinstance(event, Ping):
                     reply = connection.send(event.response())
                 elif isinstance(event, CloseConnection):

@@ -97,7 +97,7 @@ class FakeProtocol(CommunicationProtocol):
 
 def install(make: Callable[[], CommunicationProtocol] = FakeProtocol, kind: str = "fake") -> None:
     """Register the protocol as a plugin does; the test needs the `registries` fixture."""
-    serializer: Any = FakeTemplateSerializer()  # type: ignore[no-untyped-call]
+    serializer: Any = FakeTemplateSerializer()  # type: ignore[no-untyped-call]  # core declares no types
     register_call_template("fake", serializer, override=True)
     register_communication_protocol_factory(kind, make, override=True)
     CallTemplateSerializer.call_template_serializers[kind] = serializer

@@ -211,7 +211,7 @@ def observed_network() -> Iterator[tuple[list[str], list[Any]]]:
 
     if not hasattr(sys, "_observed_by_tests"):
         sys.addaudithook(_observe)  # for good: there is no way to remove one
-        sys._observed_by_tests = True  # type: ignore[attr-defined]
+        sys._observed_by_tests = True  # type: ignore[attr-defined]  # a mark for the tests
     _observers.append(observer)
     try:
         yield names, addresses

@@ -227,7 +227,7 @@ def test_loops_that_are_dropped_without_being_closed_do_not_pile_up(new_loop: An
         loop = new_loop()
         loop.run_until_complete(echo(protocol, url))
         loops.append(loop)
-    assert len(protocol._home._hosts) <= 17  # type: ignore[union-attr]
+    assert len(protocol._home._hosts) <= 17  # type: ignore[union-attr]  # it exists by now
     for loop in loops:
         loop.close()
     until_descriptors(before)
@@ -409,7 +409,7 @@ def test_eager_tasks(url: str) -> None:
     protocol = WebSocketCommunicationProtocol()
 
     async def use() -> None:
-        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]  # of Python 3.12
         calls = [asyncio.create_task(echo(protocol, url, f"{n}")) for n in range(20)]
         assert await asyncio.gather(*calls) == [f"{n}" for n in range(20)]
 
@@ -451,7 +451,7 @@ def test_an_object_that_is_dropped_closes_its_connections(new_loop: Any, url: st
         del protocol
         gc.collect()
         with anyio.fail_after(30):
-            while hosts._hosts:  # type: ignore[union-attr]
+            while hosts._hosts:  # type: ignore[union-attr]  # it exists by now
                 await asyncio.sleep(0.001)
         assert hosts.statistics().idle == 0
         assert len(asyncio.all_tasks()) == 1

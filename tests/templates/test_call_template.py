@@ -623,7 +623,7 @@ def test_an_inline_tool_of_another_protocol_stays_as_it_is() -> None:
 
 def test_tool_objects_may_be_given_inline() -> None:
     given = tool({"message": "${city}"}, "city")
-    built = WebSocketCallTemplate(name="n", url="wss://example.com", tools=[given])  # type: ignore[list-item]
+    built = WebSocketCallTemplate(name="n", url="wss://example.com", tools=[given])  # type: ignore[list-item]  # a Tool object is converted
     assert built.tools is not None
     assert built.tools[0]["name"] == "t"
     assert built.tools[0]["tool_call_template"]["message"] == "{{args.city}}"

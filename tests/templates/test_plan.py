@@ -578,4 +578,4 @@ def test_a_plan_is_immutable_and_shows_no_secret() -> None:
     assert repr(made) == "<Plan for wss://h/p>"
     assert "hunter2" not in repr(made.settings)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        made.timeout = 5  # type: ignore[misc]
+        made.timeout = 5  # type: ignore[misc]  # a plan is frozen
