@@ -173,7 +173,7 @@ class Leg:
             Interrupted: The exchange ended meanwhile.
         """
         self._start_running()
-        simple = steps[0].send if len(steps) == 1 and _only_sends(steps[0]) else None
+        simple = steps[0].send if len(steps) == 1 and steps[0].only_sends else None
         self._has_begun |= bool(steps)
         self._owner.note.begin("a response")
         if simple is not None:
@@ -507,16 +507,6 @@ class Leg:
         self.channel.finish()
         if self._request.farewell is not None:
             self.connection.farewell_said(self._request.farewell)
-
-
-def _only_sends(step: Step) -> bool:
-    return (
-        step.send is not None
-        and step.compute is None
-        and step.http is None
-        and step.send_each is None
-        and step.expect is None
-    )
 
 
 async def _items(source: Any, each: SendEach, context: RenderContext) -> AsyncGenerator[Any, None]:

@@ -30,7 +30,7 @@ import anyio
 
 from .._templates.received import Message, ResponseError
 from .._wire import CLOSING_TIME, Interrupted
-from .._wire._loop import loop_clock
+from .._wire._loop import loop_clock, loop_events
 from ..errors import WebSocketAuthError, WebSocketClosedError, WebSocketError, WebSocketProtocolError
 from .bulkhead import internal_error, log_internal_error
 from .heartbeat import Beats, watch_silence
@@ -165,6 +165,7 @@ class Connection(ABC):
         farewells: Messages that the calls on it will send when they leave.
         may_get_stray_response: True if a response to an earlier request may still arrive.
         last_message: Time of the last message, on the clock of the event loop; only known with handlers.
+        new_event: Makes an event of the event loop.
     """
 
     is_shared: bool
@@ -203,6 +204,7 @@ class Connection(ABC):
         self.on_farewell: Callable[[Connection], None] | None = None
         self._context = context
         self._tasks = tasks
+        self.new_event = loop_events()
         self._clock = loop_clock()
         self._opened = self.last_message = self._clock()
         self._ids = itertools.count(1)

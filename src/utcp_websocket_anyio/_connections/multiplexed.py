@@ -17,8 +17,6 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import anyio
-
 from .._templates.filters import MISSING, lookup
 from .._templates.received import Message, ResponseError
 from .._wire import Interrupted
@@ -28,6 +26,7 @@ from .outbox import Outgoing
 
 if TYPE_CHECKING:
     from .._templates.plan import Path, ResumeChange
+    from .._wire._loop import Event
     from ..errors import WebSocketError
 
 __all__ = ["MultiplexedConnection", "Router"]
@@ -105,7 +104,7 @@ class SharedChannel(Channel):
         self._connection = connection
         self._router = router
         self._user = user
-        self._accepted: anyio.Event | None = None
+        self._accepted: Event | None = None
         self._interrupted = False
         self._error: WebSocketError | None = None
         self._outgoing: Outgoing | None = None
@@ -148,7 +147,7 @@ class SharedChannel(Channel):
             self._raise()
         # The task that sends a request of several steps may wait beside the caller's.
         if self._accepted is None or self._accepted.is_set():
-            self._accepted = anyio.Event()
+            self._accepted = self._connection.new_event()
         await self._accepted.wait()
 
     def take_nowait(self) -> deque[str | bytes] | None:
@@ -156,9 +155,7 @@ class SharedChannel(Channel):
 
     def listen(self, correlation: tuple[Path, Any] | None) -> None:
         if correlation is not None:
-            self._router.remove(self)
-            self.correlation = correlation
-            self._router.add(self)
+            self._router.narrow(self, correlation)
 
     def interrupt(self) -> None:
         self._interrupted = True
@@ -195,13 +192,19 @@ class Router:
         return self._count
 
     def add(self, channel: SharedChannel) -> None:
-        """Offer messages to a channel from now on."""
+        """Offer every message to a channel from now on."""
         self._count += 1
-        if channel.correlation is None:
-            self._everything[id(channel)] = channel
+        self._everything[id(channel)] = channel
+
+    def narrow(self, channel: SharedChannel, correlation: tuple[Path, Any]) -> None:
+        """Offer a channel only messages with a value at a place, if it is still there."""
+        if self._everything.pop(id(channel), None) is None:
             return
-        path, value = channel.correlation
-        self._by_value.setdefault(path, {}).setdefault(value, []).append(channel)
+        channel.correlation = path, value = correlation
+        values = self._by_value.get(path)
+        if values is None:
+            values = self._by_value[path] = {}
+        values.setdefault(value, []).append(channel)
 
     def remove(self, channel: SharedChannel) -> None:
         """Forget a channel. Does nothing if it is not there."""
@@ -209,13 +212,14 @@ class Router:
             found = self._everything.pop(id(channel), None) is not None
         else:
             path, value = channel.correlation
-            same_value = self._by_value.get(path, {}).get(value, [])
+            values = self._by_value.get(path, {})
+            same_value = values.get(value, [])
             found = channel in same_value
             if found:
                 same_value.remove(channel)
                 if not same_value:
-                    del self._by_value[path][value]
-                    if not self._by_value[path]:
+                    del values[value]
+                    if not values:
                         del self._by_value[path]
         self._count -= found
 

@@ -36,9 +36,18 @@ _BINARY_KEYS = {"type", "data", "encoding"}
 
 
 class MessageTemplate(CompiledTemplate):
-    """A message with placeholders."""
+    """A message with placeholders.
 
-    __slots__ = ()
+    Attributes:
+        is_late: True if it takes a connection, or a message or item at hand, to know the message.
+    """
+
+    __slots__ = ("is_late",)
+
+    def __init__(self, source: Any, where: str, found: Iterable[Placeholder]) -> None:
+        found = list(found)
+        super().__init__(source, where, found)
+        self.is_late = any(placeholder.is_late for placeholder in found)
 
     def __repr__(self) -> str:
         return f"<MessageTemplate {self.where}>"
@@ -75,11 +84,6 @@ class MessageTemplate(CompiledTemplate):
             if not placeholder.is_late:
                 placeholder.text(context)
 
-    @property
-    def is_late(self) -> bool:
-        """True if it takes a connection, or a message or item at hand, to know the message."""
-        return any(placeholder.is_late for placeholder in self._placeholders())
-
     def _placeholders(self) -> Iterable[Placeholder]:
         raise NotImplementedError
 
@@ -111,10 +115,6 @@ class _SlottedMessage(MessageTemplate):
                 slot.try_out(context)
             given.append(slot if slot.is_late else slot.fill(context))
         return BoundMessage(self._text, given, self.where if self._is_text else None)
-
-    @property
-    def is_late(self) -> bool:
-        return any(slot.is_late for slot in self._slots)
 
     def _placeholders(self) -> Iterable[Placeholder]:
         return [placeholder for slot in self._slots for placeholder in slot.placeholders]

@@ -100,6 +100,7 @@ class Step:
         arguments: The arguments that it needs, as in `CompiledTemplate`.
         captures: The captured values that it needs and does not make itself.
         makes: The names of what it computes and captures.
+        only_sends: True if all that it does is to send one message.
     """
 
     where: str
@@ -116,6 +117,7 @@ class Step:
     captures: frozenset[str] = field(init=False)
     makes: frozenset[str] = field(init=False)
     uses_call_id: bool = field(init=False)
+    only_sends: bool = field(init=False)
 
     def __post_init__(self) -> None:
         each = self.send_each
@@ -134,6 +136,7 @@ class Step:
             ("captures", own | not_in(later, computed)),
             ("makes", computed | frozenset(self.capture)),
             ("uses_call_id", any(part.uses_call_id for part in parts)),
+            ("only_sends", self.send is not None and all(part in (None, self.send) for part in given)),
         ):
             object.__setattr__(self, name, value)
 

@@ -217,7 +217,16 @@ class RenderContext:
         Args:
             next_step_id: Function that is called once, and only if the step uses ``{{step_id}}``.
         """
-        context: Any = self.replace(call_id=call_id, captured=captured)
+        # Not by way of `replace`: each call comes here, and that looks at everything that might be replaced.
+        context: Any = RenderContext.__new__(RenderContext)
+        context.args = self.args
+        context.tool_name = self.tool_name
+        context.call_id = call_id
+        context.captured = self.captured if captured is MISSING else captured
+        context.message = self.message
+        context.item = self.item
+        context.gap = self.gap
+        context._call = self._call
         context._step = [None, next_step_id]
         return context  # type: ignore[no-any-return]  # Any, so that its slots can be set
 
