@@ -272,7 +272,8 @@ class Leg:
         await self.channel.send(data)
 
     async def _receive_pending(self) -> Message:
-        while self._is_stopped or not self._pending:
+        # What came before the end is looked at first: it may be what the step waits for.
+        while not self._pending:
             if self._is_stopped or self._state is _State.LEFT:
                 raise Interrupted
             await self.channel.wait()
