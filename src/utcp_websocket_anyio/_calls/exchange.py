@@ -773,11 +773,15 @@ class Exchange:
                 phase="response",
                 endpoint=self._endpoint.display_url,
             )
-        except BaseException as error:
+        except Interrupted:
             self._next_leg = None
             self._release(leg, by_server=False, in_full=False)
-            if not isinstance(error, Interrupted) or self._next_failure is None:
+            if self._next_failure is None:
                 raise
+        except BaseException:
+            self._next_leg = None
+            self._release(leg, by_server=False, in_full=False)
+            raise
         raise self._next_failure
 
     def _take_over(self, leg: Leg, resume: Resume, gap: float, *, waits: bool) -> None:

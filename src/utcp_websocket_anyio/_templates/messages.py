@@ -47,7 +47,7 @@ class MessageTemplate(CompiledTemplate):
     def __init__(self, source: Any, where: str, found: Iterable[Placeholder]) -> None:
         found = list(found)
         super().__init__(source, where, found)
-        self.is_late = any(placeholder.is_late for placeholder in found)
+        self.is_late: bool = any(placeholder.is_late for placeholder in found)
 
     def __repr__(self) -> str:
         return f"<MessageTemplate {self.where}>"
