@@ -28,10 +28,10 @@ from typing import Final, cast
 
 import anyio
 
-from .._net.transport import Opened, connection_failure
+from .._net.transport import Opened
 from ..errors import WebSocketError
 from ._buffers import READ_SIZE
-from ._engine import SENDS_PER_TURN, EngineWire, abandon, connect
+from ._engine import SENDS_PER_TURN, EngineWire, open_engine
 from ._handshake import REASON_TIME
 from ._interface import CLOSING_TIME, Interrupted, Target, Wire
 
@@ -44,23 +44,7 @@ _MAX_QUEUED_BYTES: Final = 2 * READ_SIZE
 
 async def open_wire(target: Target) -> Wire:
     """As `utcp_websocket_anyio._wire.open_wire`."""
-    opened = await connect(target)
-    wire: AsyncioWire | None = None
-    failure: WebSocketError
-    try:
-        wire = AsyncioWire(target, opened)
-        await wire.start()
-        await wire.handshake()
-        return wire
-    except WebSocketError as error:
-        failure = error
-    except (OSError, UnicodeError) as error:
-        failure = connection_failure(error, target.endpoint)
-    except BaseException:
-        abandon(opened, wire)
-        raise
-    abandon(opened, wire)
-    raise failure
+    return await open_engine(AsyncioWire, target)
 
 
 class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
@@ -82,7 +66,7 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
         self._life: asyncio.Future[None] | None = None  # while a task is in `ping`: done when a byte has come
         self._gone: asyncio.Future[None] = self._loop.create_future()  # done when the transport is
 
-    async def start(self) -> None:
+    async def _start(self) -> None:
         """Hand the socket over to a transport."""
         try:
             await self._loop.create_connection(lambda: self, sock=self._socket)
@@ -95,12 +79,8 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
             raise
 
     async def handshake(self) -> None:
-        """Perform the opening handshake.
-
-        Raises:
-            WebSocketError: There will be no WebSocket.
-        """
         core = self._core
+        await self._start()
         while not (core.is_open or core.closed or core.awaits_reason):
             await self._wait_for_arrival()
         if core.awaits_reason:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import select
+from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from .._net.sockets import TLSSession
-from .._net.transport import Opened, open_socket
+from .._net.transport import Opened, connection_failure, open_socket
 from ..errors import WebSocketClosedError, WebSocketError
 from ._buffers import shared_buffers
 from ._core import ProtocolCore
 from ._interface import Target, Wire
 from ._tls import TLSLayer
 
-__all__ = ["SENDS_PER_TURN", "EngineWire", "abandon", "connect"]
+__all__ = ["SENDS_PER_TURN", "EngineWire", "open_engine"]
 
 SENDS_PER_TURN: Final = 64
 """Messages after which a sender lets other tasks run, even if there was always room."""
@@ -25,17 +26,37 @@ _TURNS_AFTER_LOSS: Final = 32
 """Turns' worth of reading done at once after a failed write: the peer's close may be behind that much data."""
 
 
-async def connect(target: Target) -> Opened:
-    """Open the connection for a wire to `target`. Cancelling it leaves nothing open.
+async def open_engine(engine: Callable[[Target, Opened], EngineWire], target: Target) -> Wire:
+    """Connect, and have an engine shake hands. Cancelling it leaves nothing open.
+
+    Args:
+        engine: The engine's class.
+        target: The place to connect to, and how.
 
     Raises:
-        WebSocketError: There is no connection.
+        WebSocketError: There is no connection, or no WebSocket at its other end.
     """
     route = target.network.route("ws", target.address, target.endpoint)
-    return await open_socket(route, target.network, target.endpoint)
+    opened = await open_socket(route, target.network, target.endpoint)
+    wire: EngineWire | None = None
+    failure: WebSocketError
+    try:
+        wire = engine(target, opened)
+        await wire.handshake()
+        return wire
+    except WebSocketError as error:
+        failure = error
+    except (OSError, UnicodeError) as error:
+        failure = connection_failure(error, target.endpoint)
+    except BaseException:
+        _abandon(opened, wire)
+        raise
+    _abandon(opened, wire)
+    # Not in the `except`: nothing of a library's error may be behind it.
+    raise failure
 
 
-def abandon(opened: Opened, wire: Wire | None) -> None:
+def _abandon(opened: Opened, wire: Wire | None) -> None:
     """Close what belongs to a wire that could not be opened, which may not even have been made."""
     if wire is None:
         opened.socket.close()
@@ -79,6 +100,14 @@ class EngineWire(Wire):
         if len(messages) == 1:
             return message(messages[0], fragment)
         return (b"".join([piece for data in messages for piece in message(data, fragment)]),)
+
+    @abstractmethod
+    async def handshake(self) -> None:
+        """Perform the opening handshake.
+
+        Raises:
+            WebSocketError: There will be no WebSocket.
+        """
 
     def has_unread_data(self) -> bool:
         return self.closed is not None or self._layer.is_amid_message or self._probe()

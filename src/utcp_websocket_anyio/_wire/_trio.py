@@ -26,9 +26,9 @@ from typing import Final
 import anyio
 import trio
 
-from .._net.transport import Opened, connection_failure
+from .._net.transport import Opened
 from ..errors import WebSocketError
-from ._engine import SENDS_PER_TURN, EngineWire, abandon, connect
+from ._engine import SENDS_PER_TURN, EngineWire, open_engine
 from ._handshake import REASON_TIME
 from ._interface import CLOSING_TIME, Interrupted, Target, Wire
 
@@ -40,22 +40,7 @@ _LOOK_AGAIN: Final = 0.05
 
 async def open_wire(target: Target) -> Wire:
     """As `utcp_websocket_anyio._wire.open_wire`."""
-    opened = await connect(target)
-    wire: TrioWire | None = None
-    failure: WebSocketError
-    try:
-        wire = TrioWire(target, opened)
-        await wire.handshake()
-        return wire
-    except WebSocketError as error:
-        failure = error
-    except (OSError, UnicodeError) as error:
-        failure = connection_failure(error, target.endpoint)
-    except BaseException:
-        abandon(opened, wire)
-        raise
-    abandon(opened, wire)
-    raise failure
+    return await open_engine(TrioWire, target)
 
 
 class TrioWire(EngineWire):
@@ -73,11 +58,6 @@ class TrioWire(EngineWire):
         self._life: trio.Event | None = None  # set when a byte has come; for `ping`
 
     async def handshake(self) -> None:
-        """Perform the opening handshake.
-
-        Raises:
-            WebSocketError: There will be no WebSocket.
-        """
         core = self._core
         await self._send_output()
         while not (core.is_open or core.closed or core.awaits_reason):
