@@ -270,6 +270,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         if missing:
             tool = await self._known_tool(caller, tool_name)
             tool_args = _with_defaults(tool, tool_args, missing, template)
+            # The session's name may have come with the defaults.
             session = self._open_session(runtime, plan, name, tool_args, manual)
         return prepare(plan, name, tool_args, manual=manual, session=session)
 

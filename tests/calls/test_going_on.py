@@ -30,11 +30,6 @@ MOVES: dict[str, Any] = {
 }
 
 
-@pytest.fixture(params=[False, True], ids=["exclusive", "shared"])
-def multiplex(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
 def call_template(url: str, multiplex: bool, **fields: Any) -> WebSocketCallTemplate:
     return template(url, **{**JSON, "multiplex": multiplex, **fields})
 

@@ -33,11 +33,6 @@ JSON: dict[str, Any] = {"response_format": "json"}
 ON_ERROR: dict[str, Any] = {"error": {"$any": True}}
 
 
-@pytest.fixture(params=[False, True], ids=["exclusive", "shared"])
-def multiplex(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
 def call_template(url: str, multiplex: bool, **fields: Any) -> WebSocketCallTemplate:
     return template(url, **{**JSON, "multiplex": multiplex, **fields})
 

@@ -25,11 +25,6 @@ pytestmark = pytest.mark.anyio
 JSON: dict[str, Any] = {"response_format": "json", "message_filter": {"n": {"$any": True}}}
 
 
-@pytest.fixture(params=[False, True], ids=["exclusive", "shared"])
-def multiplex(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
 def call_template(url: str, multiplex: bool, **fields: Any) -> WebSocketCallTemplate:
     return template(url, **{**JSON, "multiplex": multiplex, **fields})
 

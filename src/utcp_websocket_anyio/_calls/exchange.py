@@ -381,7 +381,7 @@ class Exchange:
         self._count(len(values), is_last=is_last)
 
     def _count(self, responses: int, *, is_last: bool) -> None:
-        """So many responses have come."""
+        """Count responses; the last one ends the exchange."""
         if not self._has_first and self._has_no_deadline:
             self._has_first = True
             self._forget_deadline()
@@ -562,14 +562,17 @@ class Exchange:
     def _unreadable(self, reason: str) -> WebSocketProtocolError:
         return WebSocketProtocolError(reason, endpoint=self._endpoint.display_url)
 
+    def _timed_out(self, seconds: float) -> WebSocketTimeoutError:
+        return WebSocketTimeoutError(
+            f"timed out after {seconds:g} s while waiting for {self.note.told()}",
+            phase="response",
+            endpoint=self._endpoint.display_url,
+        )
+
     def _raise_or_end(self) -> None:
         """Raise why an exchange ended, if that is an error."""
         if self.state is State.EXPIRED:
-            raise WebSocketTimeoutError(
-                f"timed out after {self._timeout:g} s while waiting for {self.note.told()}",
-                phase="response",
-                endpoint=self._endpoint.display_url,
-            )
+            raise self._timed_out(self._timeout)
         if self._failure is not None:
             raise self._failure
 
@@ -606,7 +609,6 @@ class Exchange:
 
     async def _part(self, leg: Leg, steps: tuple[Step, ...], is_good: bool) -> None:
         """Say the rest of a farewell in the background; an exclusive connection earns its reuse by an answer."""
-        answered = False
         try:
             answered = await leg.say_farewell(steps)
             # After the expected count nothing more comes, so the connection stays good unless a step has failed.
@@ -768,11 +770,7 @@ class Exchange:
                 goes_on = await leg.send_request(plan.request)
                 sends_each = goes_on and any(step.send_each is not None for step in plan.request)
                 return leg, bool(plan.request) and not sends_each
-            raise WebSocketTimeoutError(
-                f"timed out after {timeout:g} s while waiting for {self.note.told()}",
-                phase="response",
-                endpoint=self._endpoint.display_url,
-            )
+            raise self._timed_out(timeout)
         except Interrupted:
             self._next_leg = None
             self._release(leg, by_server=False, in_full=False)

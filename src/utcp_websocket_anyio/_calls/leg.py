@@ -159,7 +159,12 @@ class Leg:
             WebSocketError: The connection ended.
             Interrupted: The exchange ended meanwhile.
         """
-        await self._run(steps)
+        try:
+            await run_steps(steps, self._moment(self._receive_pending, self._keep, self._step_context))
+            return
+        except StepFailed as error:
+            failed = error
+        raise self._tool_error(failed)
 
     async def send_request(self, steps: tuple[Step, ...]) -> bool:
         """Send the request, or begin to; from now on messages are responses.
@@ -229,14 +234,6 @@ class Leg:
             self.accept(message)
 
     # The steps
-
-    async def _run(self, steps: tuple[Step, ...]) -> None:
-        try:
-            await run_steps(steps, self._moment(self._receive_pending, self._keep, self._step_context))
-            return
-        except StepFailed as error:
-            failed = error
-        raise self._tool_error(failed)
 
     def _moment(
         self,
