@@ -168,6 +168,9 @@ class Plan:
         uses_call_id: True if request, filters or results depend on the call's number.
         correlation: Place at which each message of the exchange has a value of the call, and that value; None: unknown.
         knows_its_answers: True if no message that is another call's can be taken for one of this call's.
+        captures: True if steps of the call may capture something.
+        sole_message: The request, if it is one message and nothing else.
+        takes_messages_as_they_are: True if a message that is not a UTCP envelope is a response just as it was received.
     """
 
     settings: ConnectionSettings
@@ -215,8 +218,23 @@ class Plan:
     _fixed_headers: tuple[tuple[str, str], ...] | None = None
     _fixed_subprotocols: tuple[str, ...] | None = None
     _is_fixed: bool = False
+    captures: bool = field(init=False)
+    sole_message: MessageTemplate | None = field(init=False)
+    takes_messages_as_they_are: bool = field(init=False)
     # The endpoint of the manual that asked last, where it does not depend on the call. One, so that it cannot grow.
     _last_endpoint: list[Endpoint] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        # Asked for at every call.
+        request = self.request
+        captures = self.before or self.on_end or self.on_response or self.resume or len(request) > 1
+        sole = request[0] if len(request) == 1 and request[0].only_sends else None
+        object.__setattr__(self, "captures", bool(captures))
+        object.__setattr__(self, "sole_message", None if sole is None else sole.send)
+        filters = self.error_filter or self.last_filter or self.end_filter or self.message_filter
+        special = filters or self.result or self.on_response or self.spread or self.settings.incoming
+        as_they_are = not special and self.response_format in (None, "raw")
+        object.__setattr__(self, "takes_messages_as_they_are", as_they_are)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         return self
@@ -389,13 +407,6 @@ class Plan:
         if self.end_on_close is not None:
             return self.end_on_close
         return "never" if streaming and self.resume is not None else "normal"
-
-    @property
-    def takes_messages_as_they_are(self) -> bool:
-        """True if a message that is not a UTCP envelope is a response just as it was received."""
-        filters = self.error_filter or self.last_filter or self.end_filter or self.message_filter
-        special = filters or self.result or self.on_response or self.spread or self.settings.incoming
-        return not special and self.response_format in (None, "raw")
 
     @property
     def is_subscription(self) -> bool:

@@ -242,7 +242,12 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
             self._check_open()
             if self._interrupts != interrupts:
                 raise Interrupted
-            await self._wait_for_arrival()
+            # As `_wait_for_arrival`, without a coroutine of its own for each message.
+            self._arrival = self._loop.create_future()
+            try:
+                await self._arrival
+            finally:
+                self._arrival = None
         message = core.messages.popleft()
         if not core.messages:
             self._emptied()

@@ -35,10 +35,9 @@ a close nothing more is taken in.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from websockets.exceptions import PayloadTooBig, ProtocolError
@@ -51,7 +50,7 @@ except ImportError:
 
 from .._net.transport import connection_failure
 from ..errors import WebSocketClosedError, WebSocketError, WebSocketProtocolError
-from ._buffers import READ_SIZE, Assembly, shared_buffers
+from ._buffers import READ_SIZE, Assembly, masking_keys, shared_buffers
 from ._handshake import Handshake, printable
 from ._interface import Target
 
@@ -89,6 +88,7 @@ _MAX_INFLATED_AT_ONCE: Final = 2**31
 """Bytes that zlib inflates at most in one call."""
 
 _EMPTY = memoryview(b"")
+_pack_short_head = struct.Struct("!BB4s").pack
 
 
 class ProtocolCore:
@@ -192,10 +192,12 @@ class ProtocolCore:
             self._missing -= size
             if not self._missing:
                 self._end_frame()
-        elif self._handshake is None:
+        elif self._handshake is not None:
+            self._shake_hands(self._handshake, bytes(self._buffer[:size]))
+        elif self._missing or self._header:
             self._take(self._buffer[:size])
         else:
-            self._shake_hands(self._handshake, bytes(self._buffer[:size]))
+            self._take_frames(self._buffer[:size])
 
     def resume(self) -> None:
         """Go on with what the last turn has left over."""
@@ -498,7 +500,7 @@ class ProtocolCore:
         """Bytes of a message as they are sent. (Below TLS they are others.)"""
         return data
 
-    def message(self, data: str | bytes, fragment: int | None = None) -> Iterator[bytes]:
+    def message(self, data: str | bytes, fragment: int | None = None) -> Iterable[bytes]:
         """The frames of a message, in pieces: one frame, or of at most `fragment` bytes of payload each.
 
         Raises:
@@ -506,14 +508,16 @@ class ProtocolCore:
             ValueError: A text contains a lone surrogate.
         """
         self._check_open()
-        payload = data if isinstance(data, bytes) else _encoded(data)
+        if isinstance(data, bytes):
+            opcode, payload = _BINARY, data
+        else:
+            opcode, payload = _TEXT, _encoded(data)
         self.sent += len(payload)
-        opcode = _BINARY if isinstance(data, bytes) else _TEXT
         if self._compression is not None and len(payload) >= self._target.compression_threshold:
             return self._compressed(opcode, payload, fragment)
         if fragment is None or len(payload) <= fragment:
             if len(payload) <= _PIECE:
-                return iter((_masked_frame(_FINAL | opcode, payload),))
+                return (_masked_frame(_FINAL | opcode, payload),)
             return _pieces(_FINAL | opcode, payload)
         return _fragments(opcode, payload, fragment)
 
@@ -562,8 +566,11 @@ def _encoded(text: str) -> bytes:
 
 
 def _masked_frame(first: int, payload: bytes) -> bytes:
-    key = os.urandom(4)
-    return b"".join((_head(first, len(payload)), key, apply_mask(payload, key)))
+    key = masking_keys.next()
+    size = len(payload)
+    if size <= _MAX_CONTROL_LENGTH:
+        return _pack_short_head(first, _MASKED | size, key) + apply_mask(payload, key)
+    return b"".join((_head(first, size), key, apply_mask(payload, key)))
 
 
 def _head(first: int, size: int) -> bytes:
@@ -576,7 +583,7 @@ def _head(first: int, size: int) -> bytes:
 
 def _pieces(first: int, payload: bytes) -> Iterator[bytes]:
     """A frame in pieces, so that a long message is not copied as a whole for its mask and again for its header."""
-    key = os.urandom(4)
+    key = masking_keys.next()
     head = _head(first, len(payload)) + key
     view = memoryview(payload)
     for start in range(0, len(payload) or 1, _PIECE):

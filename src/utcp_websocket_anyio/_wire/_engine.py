@@ -6,8 +6,8 @@ import copy
 import select
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Final
 
 from .._net.sockets import TLSSession
 from .._net.transport import Opened, connection_failure, open_socket
@@ -91,8 +91,9 @@ class EngineWire(Wire):
         self._sends = 0
         self._interrupts = 0  # number of calls of `interrupt`: a waiter compares it with the earlier value
 
-    async def send(self, data: str | bytes, fragment: int | None = None) -> None:
-        await self.send_many((data,), fragment)
+    def send(self, data: str | bytes, fragment: int | None = None) -> Coroutine[Any, Any, None]:
+        # The other's coroutine instead of one more: it would cost each call a third of a microsecond.
+        return self.send_many((data,), fragment)
 
     def _pieces(self, messages: Sequence[str | bytes], fragment: int | None) -> Iterable[bytes]:
         """The bytes to write for messages, piece by piece; several messages may form one piece."""
