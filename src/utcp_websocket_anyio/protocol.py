@@ -265,13 +265,15 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         plan = _plan(template)
         runtime.counters.calls += 1
         manual, name = self._split(tool_name, template)
+        session = None if plan.session is None else self._open_session(runtime, plan, name, tool_args, manual)
+        try:
+            return prepare(plan, name, tool_args, manual=manual, session=session)
+        except MissingArgumentError as error:
+            missing = error.names
+        tool = await self._known_tool(caller, tool_name)
+        tool_args = _with_defaults(tool, tool_args, missing, template)
+        # The session's name may have come with the defaults.
         session = self._open_session(runtime, plan, name, tool_args, manual)
-        missing = plan.missing_arguments(tool_args, on_open_session=session is not None)
-        if missing:
-            tool = await self._known_tool(caller, tool_name)
-            tool_args = _with_defaults(tool, tool_args, missing, template)
-            # The session's name may have come with the defaults.
-            session = self._open_session(runtime, plan, name, tool_args, manual)
         return prepare(plan, name, tool_args, manual=manual, session=session)
 
     @staticmethod
@@ -279,8 +281,6 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         runtime: Runtime, plan: Plan, tool: str, tool_args: Mapping[str, Any], manual: str
     ) -> Endpoint | None:
         """The endpoint of the call's session if that has a connection: the URL's arguments are not needed then."""
-        if plan.session is None:
-            return None
         session = plan.session_of(RenderContext(tool_args, tool))
         return None if session is None else runtime.pool.session_endpoint(manual, session)
 

@@ -20,7 +20,7 @@ MINE = "the call's own"
 def meaning(data: Any, **fields: Any) -> Meaning:
     plan = WebSocketCallTemplate.model_validate({"name": "manual", "url": LABEL, **fields}).plan
     context = RenderContext({}, "tool")
-    return ResponseClassifier(plan, context, streaming=True, display_url=LABEL).classify(Message(json.dumps(data)))
+    return ResponseClassifier(plan, context, streaming=True).classify(Message(json.dumps(data)))
 
 
 def judged(data: Any, *, streaming: bool = False, **fields: Any) -> Any:
@@ -32,11 +32,11 @@ def judged(data: Any, *, streaming: bool = False, **fields: Any) -> Any:
     values = RenderContext({"a": 1}, "tool")
     if isinstance(data, (dict, list)):
         data = json.dumps(data).replace(MINE, values.uuid)
-    classifier = ResponseClassifier(plan, values, streaming=streaming, display_url=LABEL)
+    classifier = ResponseClassifier(plan, values, streaming)
     message = Message(data)
     meaning = classifier.classify(message)
     if meaning is Meaning.ERROR:
-        raise classifier.tool_error(message)
+        raise classifier.tool_error(message, LABEL)
     return classifier.value(message) if meaning is Meaning.RESPONSE else meaning
 
 

@@ -50,7 +50,7 @@ from ..errors import (
     WebSocketToolError,
 )
 from .leg import Leg
-from .responses import Meaning
+from .responses import RESPONSE, Meaning
 
 if TYPE_CHECKING:
     from .._connections.connection import Connection
@@ -106,6 +106,10 @@ class State(enum.IntEnum):
     """An error ended it."""
 
 
+# Names of their own: each call asks many times, and looking up a member of an enum takes as long as a call.
+_OPENING, _RUNNING, _COMPLETE, _ENDED, _EXPIRED, _FAILED = State
+
+
 class _Queued:
     """An entry of the caller's queue: a response, the tool's error, or the item that stands for a gap."""
 
@@ -130,7 +134,7 @@ class Exchange:
     """
 
     deadline = math.inf
-    state = State.OPENING
+    state = _OPENING
     _leg: Leg | None = None
     _failure: WebSocketError | None = None
     _ended_by_server = False
@@ -217,7 +221,7 @@ class Exchange:
                 only_open=self._only_ends_session,
             )
             if connection is None:
-                self.state = State.COMPLETE
+                self.state = _COMPLETE
                 return
         self._leg = leg = Leg(self, self._request, connection, self._captured)
         self._watch_deadline(self._timeout)
@@ -227,12 +231,12 @@ class Exchange:
                 # `response_timeout` is for the steps together, and starts again with the request.
                 self._forget_deadline()
                 self._watch_deadline(self._timeout)
-            self.state = State.RUNNING
+            self.state = _RUNNING
             goes_on = await leg.send_request(self._plan.request)
             self._mind_the_clock(goes_on=goes_on)
             if self._expected == 0 and not goes_on:
                 await leg.channel.flush()
-                self.state = State.COMPLETE
+                self.state = _COMPLETE
         except Interrupted:
             self._raise_or_end()
         except WebSocketError as error:
@@ -251,7 +255,7 @@ class Exchange:
     def take_nowait(self) -> deque[Any] | None:
         """The responses of an open-ended stream that are there already; what ends it is left to `next`."""
         leg = self._leg
-        if self._remaining is not None or self.state is not State.RUNNING or self._queue or leg is None:
+        if self._remaining is not None or self.state is not _RUNNING or self._queue or leg is None:
             return None
         if not self._plan.takes_messages_as_they_are:
             return None
@@ -284,11 +288,11 @@ class Exchange:
 
     def request_sent(self, leg: Leg) -> None:
         """A request of several steps is out."""
-        if self.state is not State.RUNNING or leg is not self._leg:
+        if self.state is not _RUNNING or leg is not self._leg:
             return
         self.note.begin("a response")
         if self._expected == 0:
-            self.state = State.COMPLETE
+            self.state = _COMPLETE
             leg.channel.interrupt()
         elif self.deadline == math.inf and not (self._has_no_deadline and self._has_first):
             self._watch_deadline(self._timeout)
@@ -297,7 +301,7 @@ class Exchange:
         while True:
             if self._queue:
                 return self._pop()
-            if self.state > State.RUNNING:
+            if self.state > _RUNNING:
                 self._raise_or_end()
                 return None
             if self._pool.clock() >= self.deadline:
@@ -319,7 +323,7 @@ class Exchange:
 
     def accepted(self, message: Message, leg: Leg) -> None:
         """Decide what a message means."""
-        if self.state is not State.RUNNING:
+        if self.state is not _RUNNING:
             return
         if leg is not self._leg:
             # It comes behind the gap, and what the connection before it has still brought.
@@ -336,7 +340,9 @@ class Exchange:
         if leg.connection.trace is not None:
             told = leg.classifier.why_skipped(message) if meaning is Meaning.SKIP else meaning.name.lower()
             leg.connection.trace("received", message.data, told)
-        if meaning is Meaning.SKIP:
+        if meaning is RESPONSE:
+            self._respond(message, leg, is_last=False)
+        elif meaning is Meaning.SKIP:
             self.note.skip(self._plan.message_filter, message, leg.context)
             self._pool.counters.skipped += 1
         elif meaning is Meaning.END:
@@ -345,7 +351,7 @@ class Exchange:
             if self._enqueue(_Queued(message, leg, is_error=True)):
                 # An answered failure: nothing more comes, and the connection stays good.
                 self._ended_by_server = True
-                self.state = State.COMPLETE
+                self.state = _COMPLETE
         else:
             self._respond(message, leg, is_last=meaning is Meaning.LAST)
 
@@ -388,7 +394,7 @@ class Exchange:
         if self._remaining is not None:
             self._remaining -= responses
             if self._remaining == 0:
-                self.state = State.COMPLETE
+                self.state = _COMPLETE
                 return
         if is_last:
             self._end_of_messages()
@@ -397,7 +403,7 @@ class Exchange:
         """The server says that there are no more responses."""
         self._ended_by_server = True
         if self._expected is None:
-            self.state = State.ENDED
+            self.state = _ENDED
             return
         assert self._remaining is not None
         came = f"{self._expected - self._remaining} of {self._expected} responses"
@@ -426,7 +432,7 @@ class Exchange:
         self._failures = 0
         if queued.is_error:
             assert queued.leg is not None
-            raise queued.leg.classifier.tool_error(queued.message)
+            raise queued.leg.classifier.tool_error(queued.message, self._endpoint.display_url)
         return queued
 
     def _value(self, queued: _Queued) -> Any:
@@ -494,13 +500,13 @@ class Exchange:
         while True:
             progress = wire.progress
             with anyio.move_on_after(seconds):
-                while not self._queue and self.state is State.RUNNING and self._leg is leg:
+                while not self._queue and self.state is _RUNNING and self._leg is leg:
                     await self._wait(leg)
                 return
             # A message that is still arriving does not count as silence.
             if not (wire.has_partial_message() and wire.progress > progress):
                 break
-        self.state = State.ENDED
+        self.state = _ENDED
         self._let_go()
 
     async def _wait_for_change(self) -> None:
@@ -516,10 +522,10 @@ class Exchange:
 
     def expire(self) -> None:
         """The deadline has passed."""
-        if self.state > State.RUNNING:
+        if self.state > _RUNNING:
             return
-        is_duration = self.state is State.RUNNING and self._expected is None and self._plan.is_subscription
-        self.state = State.ENDED if is_duration else State.EXPIRED
+        is_duration = self.state is _RUNNING and self._expected is None and self._plan.is_subscription
+        self.state = _ENDED if is_duration else _EXPIRED
         self._interrupt()
 
     def leg_failed(self, leg: Leg, error: WebSocketError) -> None:
@@ -527,7 +533,7 @@ class Exchange:
         if leg is self._next_leg:
             # Told by `_begin_anew`.
             self._next_failure = error
-        if self.state > State.RUNNING or leg is not self._leg:
+        if self.state > _RUNNING or leg is not self._leg:
             return
         connection = leg.connection
         if connection.retired and not connection.was_given_up:
@@ -542,7 +548,7 @@ class Exchange:
             self._lose(leg)
         elif self._ends_well(error):
             self._ended_by_server = True
-            self.state = State.ENDED
+            self.state = _ENDED
         elif (resume := self._resume_for(error)) is not None:
             self._lose(leg)
             self._start_resuming(resume, leg, error)
@@ -550,13 +556,13 @@ class Exchange:
             self._fail(error)
 
     def _ends_well(self, error: WebSocketClosedError) -> bool:
-        if self.state is not State.RUNNING or self._expected is not None:
+        if self.state is not _RUNNING or self._expected is not None:
             return False
         how = self._plan.ends_on_close(streaming=self.streaming)
         return how == "any" or (how == "normal" and error.code in _NORMAL_CLOSURES)
 
     def _fail(self, error: WebSocketError) -> None:
-        self.state = State.FAILED
+        self.state = _FAILED
         self._failure = error
 
     def _unreadable(self, reason: str) -> WebSocketProtocolError:
@@ -571,7 +577,7 @@ class Exchange:
 
     def _raise_or_end(self) -> None:
         """Raise why an exchange ended, if that is an error."""
-        if self.state is State.EXPIRED:
+        if self.state is _EXPIRED:
             raise self._timed_out(self._timeout)
         if self._failure is not None:
             raise self._failure
@@ -590,12 +596,12 @@ class Exchange:
         leg, self._leg = self._leg, None
         self._forget_deadline()
         if leg is not None:
-            self._release(leg, by_server=self._ended_by_server, in_full=self.state is State.COMPLETE)
+            self._release(leg, by_server=self._ended_by_server, in_full=self.state is _COMPLETE)
 
     def _release(self, leg: Leg, *, by_server: bool, in_full: bool) -> None:
         """Give a connection back or close it, after a farewell if there is one."""
         farewell = leg.finish(by_server=by_server, in_full=in_full)
-        is_good = in_full or (self.state is State.ENDED and by_server)
+        is_good = in_full or (self.state is _ENDED and by_server)
         if farewell:
             try:
                 rest = leg.send_first(farewell)
@@ -632,7 +638,7 @@ class Exchange:
                 keep_alive=self._plan.keep_alive_timeout,
             )
         else:
-            is_over = self.state in (State.COMPLETE, State.ENDED)
+            is_over = self.state in (_COMPLETE, _ENDED)
             self._pool.retire(connection, "the call is over" if is_over else "closed after a failed call")
 
     def _watch_deadline(self, seconds: float) -> None:
@@ -649,21 +655,21 @@ class Exchange:
 
     def _resume_for(self, error: WebSocketClosedError) -> Resume | None:
         resume = self._plan.resume
-        if resume is None or not self._is_open_stream or self.state is not State.RUNNING:
+        if resume is None or not self._is_open_stream or self.state is not _RUNNING:
             return None
         return None if resume.is_final(error.code) else resume
 
     def move(self, leg: Leg, change: ResumeChange) -> None:
         """The server asks for a new connection: the stream moves, and the old one is read meanwhile."""
         resume = change.applied_to(self._plan.resume)
-        if resume is None or leg is not self._leg or not self._is_open_stream or self.state is not State.RUNNING:
+        if resume is None or leg is not self._leg or not self._is_open_stream or self.state is not _RUNNING:
             return
         if self._resuming is None:
             self._start_resuming(resume, leg, None)
 
     def close(self, error: WebSocketClosedError) -> None:
         """The pool, or its part for this manual, is closed while the stream is resuming."""
-        if self.state is State.RUNNING:
+        if self.state is _RUNNING:
             self._queue.clear()
             self._fail(error)
             self._interrupt()
@@ -695,7 +701,7 @@ class Exchange:
         finally:
             self._resuming = None
             self._pool.resuming.pop(self, None)
-            if self.state is State.RUNNING and self._leg is None:
+            if self.state is _RUNNING and self._leg is None:
                 # The end of the pool's tasks; nothing else would ever wake the caller.
                 self._fail(
                     WebSocketClosedError(
@@ -710,7 +716,7 @@ class Exchange:
         if resume.drops_captures:
             self._captured = {}
         failed = error is not None
-        while self.state is State.RUNNING:
+        while self.state is _RUNNING:
             if failed:
                 self._failures += 1
                 if self._failures > resume.attempts:
@@ -740,7 +746,7 @@ class Exchange:
                     return
                 continue
             self._next_leg = None
-            if self._is_left or self.state is not State.RUNNING:
+            if self._is_left or self.state is not _RUNNING:
                 # The stream has ended in the turn in which its new leg was ready.
                 self._release(leg, by_server=False, in_full=False)
             else:

@@ -76,6 +76,10 @@ class _State(enum.IntEnum):
     LEFT = enum.auto()
 
 
+# Names of their own: each call asks many times, and looking up a member of an enum takes as long as a call.
+_OPENING, _RUNNING, _LEAVING, _LEFT = _State
+
+
 class Leg:
     """One exchange on one connection.
 
@@ -95,7 +99,7 @@ class Leg:
     _scope: anyio.CancelScope | None = None
     _awaited: tuple[Step, RenderContext] | None = None
     _answer: Message | None = None
-    _state = _State.OPENING
+    _state = _OPENING
     _kept_bytes = 0
 
     def __init__(
@@ -108,10 +112,8 @@ class Leg:
         self._pending: deque[Message] = deque()
         self._kept: list[Message] = []
         # Only steps of the call capture anything; most calls have none, and see what the connection has captured.
-        plan = request.plan
-        captures = plan.before or plan.on_end or plan.on_response or plan.resume or len(plan.request) > 1
         self.captured: MutableMapping[str, Any] = (
-            ChainMap(captured, connection.captured) if captures else connection.captured
+            ChainMap(captured, connection.captured) if request.plan.captures else connection.captured
         )
         self.context = request.context
         self.channel = connection.open_channel(self)
@@ -127,26 +129,26 @@ class Leg:
 
     def accept(self, message: Message) -> None:
         """Take a message that was read for this exchange."""
-        if self._state is _State.RUNNING:
+        if self._state is _RUNNING:
             if self._awaited is None or not self._is_awaited(message):
                 self._owner.accepted(message, self)
-        elif self._state is not _State.LEFT:
+        elif self._state is not _LEFT:
             self._pending.append(message)
             self._count(message)
 
     def fail(self, error: WebSocketError) -> None:
         """The connection is gone."""
-        if self._state is _State.LEFT:
+        if self._state is _LEFT:
             return
         self._is_stopped = True
-        if self._state is _State.LEAVING:
+        if self._state is _LEAVING:
             self._leave()
         else:
             self._owner.leg_failed(self, error)
 
     def move(self, change: ResumeChange) -> None:
         """The server asks for a new connection."""
-        if self._state is not _State.LEFT:
+        if self._state is not _LEFT:
             self._owner.move(self, change)
 
     # Beginning
@@ -178,44 +180,45 @@ class Leg:
             Interrupted: The exchange ended meanwhile.
         """
         self._start_running()
-        simple = steps[0].send if len(steps) == 1 and steps[0].only_sends else None
-        self._has_begun |= bool(steps)
         self._owner.note.begin("a response")
-        if simple is not None:
-            data = self._encoded(simple, steps[0])
-            if self.connection.trace is not None:
-                self.connection.trace("sent", data, "request")
-            await self.channel.send(data)
-        self._take_kept()
-        if simple is None and steps:
+        has_more = False
+        if steps:
+            self._has_begun = True
+            if len(steps) == 1 and steps[0].only_sends:
+                data = self._encoded(steps[0])
+                if self.connection.trace is not None:
+                    self.connection.trace("sent", data, "request")
+                await self.channel.send(data)
+            else:
+                has_more = True
+        if self._pending or self._kept or self.connection.has_kept:
+            self._take_kept()
+        if has_more:
             self.connection.start_task(self._send_request, steps)
-            return True
-        return False
+        return has_more
 
     def _start_running(self) -> None:
         plan, connection = self._plan, self.connection
         has_number = plan.uses_call_id or plan.on_end or plan.on_response is not None
         call_id = connection.next_id() if has_number else 0
-        self.context = self.context.for_step(call_id, next_step_id=connection.next_id, captured=self.captured)
-        self.classifier = ResponseClassifier(
-            plan,
-            self.context,
-            streaming=self._owner.streaming,
-            display_url=self._request.endpoint.display_url,
-        )
+        self.context = context = self.context.for_step(call_id, connection.next_id, self.captured)
+        self.classifier = ResponseClassifier(plan, context, self._owner.streaming)
         correlation = None
         if plan.correlation is not None:
             path, value = plan.correlation
             correlation = path, value.render(self.context)
         self.channel.listen(correlation)
-        self._state = _State.RUNNING
+        self._state = _RUNNING
 
-    def _encoded(self, message: Any, step: Step) -> str | bytes:
+    def _encoded(self, step: Step) -> str | bytes:
         """The one message of a request. Its arguments were tried, so what fails is what was captured."""
+        message = step.send
+        assert message is not None
         try:
+            if message is not self._plan.sole_message:
+                return message.encode(self.context)
             prepared = self._request.message
-            if prepared is None or step is not self._plan.request[0]:
-                return message.encode(self.context)  # type: ignore[no-any-return]  # templates are Any here
+            assert prepared is not None
             return prepared if isinstance(prepared, (str, bytes)) else prepared.encode(self.context)
         except ValueError as error:
             reason = str(error)
@@ -225,8 +228,6 @@ class Leg:
         """Show what came before the request was out to the exchange's own filters."""
         if self.connection.has_kept and self._plan.message_filter is not None:
             self._kept += self.connection.take_kept()
-        if not (self._kept or self._pending):
-            return
         waiting = [*self._kept, *self._pending]
         self._kept.clear()
         self._pending.clear()
@@ -264,14 +265,14 @@ class Leg:
         return self.context.for_step(self.context.call_id, next_step_id=self.connection.next_id, captured=self.captured)
 
     async def _send(self, data: str | bytes) -> None:
-        if self._is_stopped or self._state is _State.LEFT:
+        if self._is_stopped or self._state is _LEFT:
             raise Interrupted
         await self.channel.send(data)
 
     async def _receive_pending(self) -> Message:
         # What came before the end is looked at first: it may be what the step waits for.
         while not self._pending:
-            if self._is_stopped or self._state is _State.LEFT:
+            if self._is_stopped or self._state is _LEFT:
                 raise Interrupted
             await self.channel.wait()
         return self._pending.popleft()
@@ -319,7 +320,7 @@ class Leg:
         except Exception as failure:  # noqa: BLE001 - the bulkhead; a source of items is the user's own code
             log_internal_error(_log, failure, "sending a request")
             error = internal_error(failure, endpoint=self._request.endpoint.display_url)
-        if self._state is _State.RUNNING:
+        if self._state is _RUNNING:
             self._owner.leg_failed(self, error)
             self.channel.interrupt()
 
@@ -424,10 +425,10 @@ class Leg:
         if self._scope is not None:
             self._scope.cancel()
         steps = self._farewell(by_server=by_server, in_full=in_full) if self._plan.on_end else ()
-        if not steps or self.connection.error is not None or self._state is _State.LEFT:
+        if not steps or self.connection.error is not None or self._state is _LEFT:
             self._leave()
             return ()
-        self._state = _State.LEAVING
+        self._state = _LEAVING
         self._pending.clear()
         self._kept_bytes = 0
         self._note = WaitNote()
@@ -499,9 +500,9 @@ class Leg:
         self._leave()
 
     def _leave(self) -> None:
-        if self._state is _State.LEFT:
+        if self._state is _LEFT:
             return
-        self._state = _State.LEFT
+        self._state = _LEFT
         self.channel.finish()
         if self._request.farewell is not None:
             self.connection.farewell_said(self._request.farewell)

@@ -63,28 +63,19 @@ def prepare(
         raise MissingArgumentError(missing, endpoint=display_url(str(plan.url.source)))
     context = RenderContext(arguments, tool)
     plan.try_out(context)
+    endpoint = plan.endpoint(context, manual) if session is None else session
+    message: str | bytes | BoundMessage | MessageTemplate | None = plan.sole_message
+    if plan.sole_message is not None:
+        message = plan.sole_message.bind(context) if plan.sole_message.is_late else plan.sole_message.encode(context)
     timeout = plan.response_timeout
-    return Request(
-        plan,
-        context,
-        plan.endpoint(context, manual) if session is None else session,
-        _message(plan, context),
-        render_number(timeout, context) if isinstance(timeout, Template) else timeout,
-        _farewell(plan, context),
-    )
+    if isinstance(timeout, Template):
+        timeout = render_number(timeout, context)
+    farewell = _farewell(plan, context) if plan.on_end and plan.settings.multiplex else None
+    return Request(plan, context, endpoint, message, timeout, farewell)
 
 
 def _farewell(plan: Plan, context: RenderContext) -> Hashable:
-    if not plan.on_end or not plan.settings.multiplex:
-        return None
     sends = [step.send for step in plan.on_end if step.send is not None]
     if any(send.uses_call_id or send.captures for send in sends):
         return None
     return tuple(send.encode(context) for send in sends) or None
-
-
-def _message(plan: Plan, context: RenderContext) -> str | bytes | BoundMessage | MessageTemplate | None:
-    message = plan.request[0].send if len(plan.request) == 1 else None
-    if message is None:
-        return None
-    return message.bind(context) if message.is_late else message.encode(context)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from .._connections.texts import error_text, shortened
 from .._templates.encoders import text_of
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .._templates.plan import Plan
     from .._templates.values import RenderContext
 
-__all__ = ["Meaning", "ResponseClassifier"]
+__all__ = ["RESPONSE", "Meaning", "ResponseClassifier"]
 
 _ENVELOPES = ("tool_response", "tool_error", "stream_end")
 
@@ -35,6 +35,10 @@ class Meaning(enum.Enum):
     END = enum.auto()
 
 
+RESPONSE: Final = Meaning.RESPONSE
+"""A name of its own for what nearly every message is: looking up a member of an enum takes as long as a call."""
+
+
 class ResponseClassifier:
     """Classifies and reads messages by the rules of one call.
 
@@ -42,14 +46,14 @@ class ResponseClassifier:
         plan: The compiled call template.
         context: Values of the placeholders in its filters.
         streaming: True if an envelope needs no `request_id`.
-        display_url: The endpoint, for errors.
     """
 
-    def __init__(self, plan: Plan, context: RenderContext, *, streaming: bool, display_url: str) -> None:
+    __slots__ = ("_context", "_plan", "_streaming")
+
+    def __init__(self, plan: Plan, context: RenderContext, streaming: bool) -> None:
         self._plan = plan
         self._context = context
         self._streaming = streaming
-        self._display_url = display_url
 
     def takes_all(self, messages: Collection[str | bytes]) -> bool:
         """True if each of the messages is a response just as it is; False also if that takes a closer look."""
@@ -72,7 +76,7 @@ class ResponseClassifier:
             return Meaning.SKIP
         envelope = self._envelope(message)
         if envelope is None:
-            return Meaning.RESPONSE
+            return RESPONSE
         request_id = envelope.get("request_id")
         if request_id is not None and request_id != context.uuid:
             return Meaning.SKIP
@@ -97,12 +101,12 @@ class ResponseClassifier:
             return message.json()
         return message.text() if plan.response_format == "text" else message.data
 
-    def tool_error(self, message: Message) -> WebSocketToolError:
+    def tool_error(self, message: Message, display_url: str) -> WebSocketToolError:
         """The error of a message that means one. Its text is what an agent's model gets to read."""
         return WebSocketToolError(
             self._error_result(message) or error_text(message.content()),
             response=message.content(),
-            endpoint=self._display_url,
+            endpoint=display_url,
         )
 
     def _error_result(self, message: Message) -> str | None:
@@ -136,7 +140,7 @@ class ResponseClassifier:
 
 
 _ENVELOPE_MEANINGS = {
-    "tool_response": Meaning.RESPONSE,
+    "tool_response": RESPONSE,
     "tool_error": Meaning.ERROR,
     "stream_end": Meaning.END,
 }

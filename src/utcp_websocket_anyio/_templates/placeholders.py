@@ -210,7 +210,7 @@ class RenderContext:
         return context  # type: ignore[no-any-return]  # Any, so that its slots can be set
 
     def for_step(
-        self, call_id: int, *, next_step_id: Callable[[], int] | None = None, captured: Any = MISSING
+        self, call_id: int, next_step_id: Callable[[], int] | None = None, captured: Any = MISSING
     ) -> RenderContext:
         """The same call in another step: with another message number, an instant and a step number of its own.
 

@@ -169,7 +169,7 @@ class Plan:
         correlation: Place at which each message of the exchange has a value of the call, and that value; None: unknown.
         knows_its_answers: True if no message that is another call's can be taken for one of this call's.
         captures: True if steps of the call may capture something.
-        sole_message: The request, if it is one message and nothing else.
+        sole_message: The message of the request, if the request is one step.
         takes_messages_as_they_are: True if a message that is not a UTCP envelope is a response just as it was received.
     """
 
@@ -228,9 +228,8 @@ class Plan:
         # Asked for at every call.
         request = self.request
         captures = self.before or self.on_end or self.on_response or self.resume or len(request) > 1
-        sole = request[0] if len(request) == 1 and request[0].only_sends else None
         object.__setattr__(self, "captures", bool(captures))
-        object.__setattr__(self, "sole_message", None if sole is None else sole.send)
+        object.__setattr__(self, "sole_message", request[0].send if len(request) == 1 else None)
         filters = self.error_filter or self.last_filter or self.end_filter or self.message_filter
         special = filters or self.result or self.on_response or self.spread or self.settings.incoming
         as_they_are = not special and self.response_format in (None, "raw")
