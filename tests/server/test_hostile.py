@@ -396,7 +396,7 @@ def messages(stream: bytes) -> list[tuple[int, bytes]]:
 async def test_a_goodbye_is_never_said_in_the_middle_of_a_message(thread: Thread) -> None:
     url = await thread.serve(adding())
     with anyio.fail_after(40), not_reading(url) as client:
-        thread.cancel()
+        await anyio.to_thread.run_sync(thread.cancel)
         ended = await anyio.to_thread.run_sync(until_closed, client)
     received = messages(b"\x81" + ended)
     assert all(json.loads(payload)["request_id"] == 1 for opcode, payload in received if opcode == TEXT)

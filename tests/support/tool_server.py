@@ -49,7 +49,10 @@ class Thread:
         return self._running.call(function)
 
     def cancel(self) -> None:
-        """Cancel every server; does not wait for their end."""
+        """Cancel every server; does not wait for their end.
+
+        Not from a thread with an event loop: it blocks, and some versions of anyio then cancel nothing.
+        """
         while self._serving:
             self._serving.pop().cancel()
 

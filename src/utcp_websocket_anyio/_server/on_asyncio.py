@@ -20,11 +20,12 @@ import anyio.abc
 from websockets.asyncio.connection import Connection
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import DATA_OPCODES, Frame
 from websockets.http11 import Request, Response
-from websockets.protocol import State
+from websockets.protocol import Event, State
 from websockets.server import ServerProtocol
 
-from .transport import CLOSING_TIME, HANDSHAKE_TIME, Carrier, Disconnected, Handshake, Tasks
+from .transport import CLOSING_TIME, HANDSHAKE_TIME, Carrier, Disconnected, Handshake, Tasks, max_parts
 
 __all__ = ["is_cancelled", "loop_caller", "open_tasks", "serve_connections"]
 
@@ -163,6 +164,8 @@ class _Client(ServerConnection):
         )
         self.received = 0
         self.sending = 0
+        self._parts = 0
+        self._max_parts = max_parts(max_message_size)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Not that of ServerConnection, which starts a task.
@@ -174,6 +177,13 @@ class _Client(ServerConnection):
         # Messages are held back while the client does not read; the pongs that it asks for are not.
         if self.transport.get_write_buffer_size() > self.sending + _MAX_UNREAD_PONGS:
             self.transport.abort()
+
+    def process_event(self, event: Event) -> None:
+        if isinstance(event, Frame) and event.opcode in DATA_OPCODES:
+            self._parts = 0 if event.fin else self._parts + 1
+            if self._parts > self._max_parts:
+                self.abort()
+        super().process_event(event)
 
     def abort(self) -> None:
         """Drop the client, connected or not."""

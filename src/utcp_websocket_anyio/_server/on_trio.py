@@ -25,6 +25,7 @@ from .transport import (
     Disconnected,
     Handshake,
     Tasks,
+    max_parts,
 )
 
 __all__ = ["is_cancelled", "loop_caller", "open_tasks", "serve_connections"]
@@ -33,9 +34,6 @@ _log = logging.getLogger(__name__)
 
 _READ_SIZE = 65536
 _WRITE_SIZE = 65536
-# trio-websocket keeps the parts of a message in a list, and counts what is in them: a client could send empty ones.
-_MAX_PARTS = 4096
-_SMALLEST_PART = 256
 
 
 async def serve_connections(sockets: Sequence[socket], carrier: Carrier) -> None:
@@ -304,5 +302,5 @@ class _Connection:
         self._stream.abort()
 
     def _check_parts(self) -> None:
-        if len(self._connection._message_parts) > _MAX_PARTS + self._max_message_size // _SMALLEST_PART:
+        if len(self._connection._message_parts) > max_parts(self._max_message_size):
             self.abort()

@@ -41,6 +41,7 @@ __all__ = [
     "Handshake",
     "Refusal",
     "Tasks",
+    "max_parts",
 ]
 
 HANDSHAKE_TIME = 10.0
@@ -51,6 +52,18 @@ BACKLOG = 1024
 """Connections that the operating system keeps until they are accepted."""
 GOING_AWAY = 1001
 MESSAGE_TOO_BIG = 1009
+
+_MAX_SMALL_PARTS = 4096
+_SMALLEST_PART = 256
+
+
+def max_parts(max_message_size: int) -> int:
+    """Parts that an unfinished message may have; a client that sends more is dropped.
+
+    The libraries (`websockets` before 17.4) keep the parts in a list, and count the bytes in them: a client could send
+    empty ones without end.
+    """
+    return _MAX_SMALL_PARTS + max_message_size // _SMALLEST_PART
 
 
 class Disconnected(Exception):  # noqa: N818 - not an error of the server: clients come and go
