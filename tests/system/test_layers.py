@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -82,6 +86,26 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 def test_only_the_wire_knows_event_loops(module: tuple[str, ...]) -> None:
     _, others = imports(module)
     assert others & EVENT_LOOPS <= MAY_IMPORT_THEM.get(dotted(module), MAY_IMPORT_THEM.get(module[0], set()))
+
+
+def normalized(requirement: str) -> str:
+    """The name of a package in a requirement, as package indexes compare names."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0]).lower()
+
+
+def test_the_packages_that_are_imported_are_those_that_are_declared() -> None:
+    project = tomllib.loads(Path(__file__).parents[2].joinpath("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
+    declared = {normalized(one) for one in [*project["dependencies"], *(one for extra in extras for one in extra)]}
+    providers = packages_distributions()
+    imported = {
+        normalized(provider)
+        for module in MODULES
+        for name in imports(module)[1] - sys.stdlib_module_names
+        for provider in providers[name]
+    }
+    # pydantic's other half: it needs exactly its version of it.
+    assert imported - {"pydantic-core"} == declared
 
 
 @pytest.mark.parametrize("module", sorted(MODULES), ids=dotted)

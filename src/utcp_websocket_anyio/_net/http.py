@@ -266,7 +266,7 @@ class _NoHttp(_Unusable):
 
 async def _exchange(stream: ByteStream, prepared: httpx.Request, max_size: int) -> Answer:
     """Send a request and read its answer, up to the limit."""
-    import h11  # comes with httpx
+    import h11
 
     protocol = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
     head = h11.Request(
