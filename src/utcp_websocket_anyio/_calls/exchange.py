@@ -113,15 +113,15 @@ _OPENING, _RUNNING, _COMPLETE, _ENDED, _EXPIRED, _FAILED = State
 class _Queued:
     """An entry of the caller's queue: a response, the tool's error, or the item that stands for a gap."""
 
-    __slots__ = ("is_error", "is_final_part", "leg", "message", "size", "value")
+    # Of nearly all responses.
+    value: Any = _UNREAD
+    is_error = False
+    is_final_part = True
 
-    def __init__(self, message: Message, leg: Leg | None, *, value: Any = _UNREAD, is_error: bool = False) -> None:
+    def __init__(self, message: Message, leg: Leg) -> None:
         self.message = message
         self.size = message.size
         self.leg = leg
-        self.value = value
-        self.is_error = is_error
-        self.is_final_part = True
 
 
 class Exchange:
@@ -146,6 +146,7 @@ class Exchange:
     _next_failure: WebSocketError | None = None
     _changed: anyio.Event | None = None
     _has_first = False
+    _has_no_deadline = False
 
     def __init__(self, request: Request, *, pool: Pool, streaming: bool) -> None:
         self._request = request
@@ -159,12 +160,12 @@ class Exchange:
         self._queue: deque[_Queued] = deque()
         self._held: list[Message] = []
         self._is_open_stream = streaming and expected is None
-        # An open-ended stream whose template gives it no time: only its first response must come in time.
-        self._has_no_deadline = self._is_open_stream and request.timeout is None
         if request.timeout is not None:
             self._timeout = request.timeout
         else:
-            waits_in_silence = self._has_no_deadline and plan.idle_timeout is not None
+            # An open-ended stream whose template gives it no time: only its first response must come in time.
+            self._has_no_deadline = self._is_open_stream
+            waits_in_silence = self._is_open_stream and plan.idle_timeout is not None
             self._timeout = math.inf if waits_in_silence else plan.timeout
 
     # Driving
@@ -178,19 +179,19 @@ class Exchange:
         if self._expected == 0:
             # The only exchange that may have nothing to wait for.
             await anyio.lowlevel.checkpoint()
+        plan = self._plan
         taken: list[_Queued] = []
         responses: list[Any] = []
-        plan = self._plan
-        raw = plan.collect == "join" and plan.result is None and plan.response_format == "text"
         try:
             await self.open()
             while (queued := await self._next()) is not None:
                 # A character may be split between two messages, so they are decoded as a whole.
-                responses.append(queued.message.data if raw else self._value(queued))
-                taken.append(queued)
+                responses.append(queued.message.data if plan.joins_text else self._value(queued))
+                if plan.on_response is not None:
+                    taken.append(queued)
                 if self._expected == 1:
                     break
-            result = self._collected(responses)
+            result = responses[0] if self._expected == 1 and plan.collect == "list" else self._collected(responses)
             for queued in taken:
                 self._acknowledge(queued)
         finally:
@@ -207,14 +208,15 @@ class Exchange:
 
     async def open(self) -> None:
         """Get a connection and begin. Call `finish` afterwards, whatever happens."""
-        reject_stray = self._expected != 0 and not self._plan.knows_its_answers
+        plan = self._plan
+        reject_stray = not plan.knows_its_answers and self._expected != 0
         farewell = self._request.farewell
         connection = self._pool.claim(self._endpoint, reject_stray=reject_stray, farewell=farewell)
         if connection is None:
             self.note.begin("a free connection")
             connection = await self._pool.acquire(
                 self._endpoint,
-                self._plan,
+                plan,
                 self._request.context,
                 reject_stray=reject_stray,
                 farewell=farewell,
@@ -223,17 +225,19 @@ class Exchange:
             if connection is None:
                 self.state = _COMPLETE
                 return
+            self.note.begin("a response")
         self._leg = leg = Leg(self, self._request, connection, self._captured)
         self._watch_deadline(self._timeout)
         try:
-            if self._plan.before:
-                await leg.run_before(self._plan.before)
+            if plan.before:
+                await leg.run_before(plan.before)
                 # `response_timeout` is for the steps together, and starts again with the request.
                 self._forget_deadline()
                 self._watch_deadline(self._timeout)
             self.state = _RUNNING
-            goes_on = await leg.send_request(self._plan.request)
-            self._mind_the_clock(goes_on=goes_on)
+            goes_on = await leg.send_request(plan.request)
+            if goes_on or not plan.request:
+                self._mind_the_clock(goes_on=goes_on)
             if self._expected == 0 and not goes_on:
                 await leg.channel.flush()
                 self.state = _COMPLETE
@@ -298,21 +302,24 @@ class Exchange:
             self._watch_deadline(self._timeout)
 
     async def _next(self) -> _Queued | None:
+        # Messages may come so fast that the caller never waits, and the timer never gets its turn.
+        looks_at_clock = self._expected != 1
         while True:
             if self._queue:
                 return self._pop()
             if self.state > _RUNNING:
                 self._raise_or_end()
                 return None
-            if self._pool.clock() >= self.deadline:
-                # Also if messages come so fast that the caller never waits.
+            leg = self._leg
+            if looks_at_clock and self._pool.clock() >= self.deadline:
                 self.expire()
-            elif self._leg is None:
+            elif leg is None:
                 await self._wait_for_change()
-            elif self._plan.idle_timeout is None or self._expected is not None:
-                await self._wait(self._leg)
+            elif self._expected is not None or self._plan.idle_timeout is None:
+                await self._wait(leg)
             else:
-                await self._wait_within_silence(self._leg, self._plan.idle_timeout)
+                await self._wait_within_silence(leg, self._plan.idle_timeout)
+            looks_at_clock = True
 
     # Receiving
 
@@ -348,7 +355,9 @@ class Exchange:
         elif meaning is Meaning.END:
             self._end_of_messages()
         elif meaning is Meaning.ERROR:
-            if self._enqueue(_Queued(message, leg, is_error=True)):
+            queued = _Queued(message, leg)
+            queued.is_error = True
+            if self._enqueue(queued):
                 # An answered failure: nothing more comes, and the connection stays good.
                 self._ended_by_server = True
                 self.state = _COMPLETE
@@ -356,7 +365,8 @@ class Exchange:
             self._respond(message, leg, is_last=meaning is Meaning.LAST)
 
     def _respond(self, message: Message, leg: Leg, *, is_last: bool) -> None:
-        if self._plan.on_response is None and not self._plan.spread:
+        plan = self._plan
+        if plan.on_response is None and not plan.spread:
             if self._enqueue(_Queued(message, leg)):
                 self._count(1, is_last=is_last)
             return
@@ -370,7 +380,7 @@ class Exchange:
             )
             return
         values: list[Any] = [_UNREAD]
-        if self._plan.spread:
+        if plan.spread:
             try:
                 value = leg.classifier.value(message)
             except (ResponseError, ValueError) as error:
@@ -380,7 +390,8 @@ class Exchange:
         if self._remaining is not None:
             values = values[: self._remaining]
         for index, value in enumerate(values):
-            queued = _Queued(message, leg, value=value)
+            queued = _Queued(message, leg)
+            queued.value = value
             queued.is_final_part = index == len(values) - 1
             if not self._enqueue(queued):
                 return
@@ -388,12 +399,13 @@ class Exchange:
 
     def _count(self, responses: int, *, is_last: bool) -> None:
         """Count responses; the last one ends the exchange."""
-        if not self._has_first and self._has_no_deadline:
+        if self._has_no_deadline and not self._has_first:
             self._has_first = True
             self._forget_deadline()
-        if self._remaining is not None:
-            self._remaining -= responses
-            if self._remaining == 0:
+        remaining = self._remaining
+        if remaining is not None:
+            self._remaining = remaining = remaining - responses
+            if remaining == 0:
                 self.state = _COMPLETE
                 return
         if is_last:
@@ -413,17 +425,16 @@ class Exchange:
 
     def _enqueue(self, queued: _Queued) -> bool:
         """Queue something for the caller; False if the exchange has failed because the caller is too slow."""
-        size = queued.size
-        full = len(self._queue) >= _MAX_QUEUED_MESSAGES or self._queued_bytes + size > _MAX_QUEUED_BYTES
-        if full and self._queue:
-            reason = f"the stream was read too slowly: {len(self._queue)} responses are queued"
-            self._queue.clear()
+        queue = self._queue
+        self._queued_bytes = size = self._queued_bytes + queued.size
+        if queue and (size > _MAX_QUEUED_BYTES or len(queue) >= _MAX_QUEUED_MESSAGES):
+            reason = f"the stream was read too slowly: {len(queue)} responses are queued"
+            queue.clear()
             self._fail(WebSocketProtocolError(reason, endpoint=self._endpoint.display_url))
             return False
-        self._queued_bytes += size
         # Another exchange on the same connection may accept the same message, and callers may change what they get.
-        queued.message = queued.message.claimed(keep_parsed=self._queued_bytes <= _MAX_PARSED_BYTES)
-        self._queue.append(queued)
+        queued.message = queued.message.claimed(keep_parsed=size <= _MAX_PARSED_BYTES)
+        queue.append(queued)
         return True
 
     def _pop(self) -> _Queued:
@@ -431,7 +442,6 @@ class Exchange:
         self._queued_bytes -= queued.size
         self._failures = 0
         if queued.is_error:
-            assert queued.leg is not None
             raise queued.leg.classifier.tool_error(queued.message, self._endpoint.display_url)
         return queued
 
@@ -439,7 +449,6 @@ class Exchange:
         """A response as the caller gets it."""
         if queued.value is not _UNREAD:
             return queued.value
-        assert queued.leg is not None
         try:
             return queued.leg.classifier.value(queued.message)
         except (ResponseError, ValueError) as error:
@@ -450,7 +459,7 @@ class Exchange:
 
     def _acknowledge(self, queued: _Queued) -> None:
         """Acknowledge what the caller was given, on the connection it came from while that is open."""
-        if self._plan.on_response is not None and queued.is_final_part and queued.leg is not None:
+        if self._plan.on_response is not None and queued.is_final_part:
             leg = queued.leg if queued.leg.connection.error is None or self._leg is None else self._leg
             leg.acknowledge(queued.message)
 
@@ -593,25 +602,27 @@ class Exchange:
         self._wake()
 
     def _let_go(self) -> None:
-        leg, self._leg = self._leg, None
+        leg = self._leg
         self._forget_deadline()
         if leg is not None:
+            self._leg = None
             self._release(leg, by_server=self._ended_by_server, in_full=self.state is _COMPLETE)
 
     def _release(self, leg: Leg, *, by_server: bool, in_full: bool) -> None:
         """Give a connection back or close it, after a farewell if there is one."""
         farewell = leg.finish(by_server=by_server, in_full=in_full)
-        is_good = in_full or (self.state is _ENDED and by_server)
+        is_good = in_full or (by_server and self.state is _ENDED)
         if farewell:
             try:
                 rest = leg.send_first(farewell)
             except Exception as error:  # noqa: BLE001 - the bulkhead: the connection must not get lost
                 log_internal_error(_log, error, "beginning a farewell")
                 leg.abandon()
+                is_good = False
             else:
                 leg.connection.start_task(self._part, leg, rest, is_good)
                 return
-        self._hand_back(leg.connection, is_good=is_good and not farewell)
+        self._hand_back(leg.connection, is_good=is_good)
 
     async def _part(self, leg: Leg, steps: tuple[Step, ...], is_good: bool) -> None:
         """Say the rest of a farewell in the background; an exclusive connection earns its reuse by an answer."""
@@ -626,16 +637,14 @@ class Exchange:
             self._hand_back(leg.connection, is_good=is_good)
 
     def _hand_back(self, connection: Connection, *, is_good: bool) -> None:
-        if self._plan.close_after_response:
+        plan = self._plan
+        if plan.close_after_response:
             connection.ends_session = True
         if connection.is_shared:
-            self._pool.left(connection, closes=self._plan.close_after_response)
-        elif is_good and not self._plan.close_after_response:
+            self._pool.left(connection, closes=plan.close_after_response)
+        elif is_good and not plan.close_after_response:
             self._pool.release(
-                connection,
-                self._endpoint,
-                unanswered=self._expected == 0,
-                keep_alive=self._plan.keep_alive_timeout,
+                connection, self._endpoint, unanswered=self._expected == 0, keep_alive=plan.keep_alive_timeout
             )
         else:
             is_over = self.state in (_COMPLETE, _ENDED)
@@ -643,8 +652,9 @@ class Exchange:
 
     def _watch_deadline(self, seconds: float) -> None:
         if seconds < math.inf:
-            self.deadline = self._pool.clock() + seconds
-            self._pool.deadlines.add(self)
+            pool = self._pool
+            self.deadline = pool.clock() + seconds
+            pool.deadlines.add(self)
 
     def _forget_deadline(self) -> None:
         if self.deadline < math.inf:
@@ -799,7 +809,8 @@ class Exchange:
         if old is None:
             if resume.gap_item is not None:
                 value = resume.gap_item.render(leg.context.replace(gap=gap))
-                queued = _Queued(Message(""), leg, value=value)
+                queued = _Queued(Message(""), leg)
+                queued.value = value
                 queued.is_final_part = False
                 self._enqueue(queued)
         else:

@@ -163,6 +163,7 @@ class Leg:
         """
         try:
             await run_steps(steps, self._moment(self._receive_pending, self._keep, self._step_context))
+            self._owner.note.begin("a response")
             return
         except StepFailed as error:
             failed = error
@@ -180,7 +181,6 @@ class Leg:
             Interrupted: The exchange ended meanwhile.
         """
         self._start_running()
-        self._owner.note.begin("a response")
         has_more = False
         if steps:
             self._has_begun = True
@@ -199,8 +199,7 @@ class Leg:
 
     def _start_running(self) -> None:
         plan, connection = self._plan, self.connection
-        has_number = plan.uses_call_id or plan.on_end or plan.on_response is not None
-        call_id = connection.next_id() if has_number else 0
+        call_id = connection.next_id() if plan.numbers_calls else 0
         self.context = context = self.context.for_step(call_id, connection.next_id, self.captured)
         self.classifier = ResponseClassifier(plan, context, self._owner.streaming)
         correlation = None

@@ -66,15 +66,16 @@ class ResponseClassifier:
             ResponseError: A filter cannot be applied to it.
         """
         plan, context = self._plan, self._context
-        if plan.error_filter is not None and plan.error_filter.matches(message, context):
-            return Meaning.ERROR
-        if plan.last_filter is not None and plan.last_filter.matches(message, context):
-            return Meaning.LAST
-        if plan.end_filter is not None and plan.end_filter.matches(message, context):
-            return Meaning.END
-        if plan.message_filter is not None and not plan.message_filter.matches(message, context):
-            return Meaning.SKIP
-        envelope = self._envelope(message)
+        if plan.is_filtered:
+            if plan.error_filter is not None and plan.error_filter.matches(message, context):
+                return Meaning.ERROR
+            if plan.last_filter is not None and plan.last_filter.matches(message, context):
+                return Meaning.LAST
+            if plan.end_filter is not None and plan.end_filter.matches(message, context):
+                return Meaning.END
+            if plan.message_filter is not None and not plan.message_filter.matches(message, context):
+                return Meaning.SKIP
+        envelope = self._envelope(message) if plan.may_have_envelopes else None
         if envelope is None:
             return RESPONSE
         request_id = envelope.get("request_id")
@@ -92,14 +93,15 @@ class ResponseClassifier:
         if plan.result is not None:
             part = plan.result.extract(message, self._context)
             return Message(part).json() if plan.result.is_text and plan.response_format == "json" else part
-        if plan.response_format == "raw":
+        form = plan.response_format
+        if form == "raw":
             return message.data
         envelope = self._envelope(message)
         if envelope is not None:
             return envelope.get("result")
-        if plan.response_format == "json":
-            return message.json()
-        return message.text() if plan.response_format == "text" else message.data
+        if form is None:
+            return message.data
+        return message.json() if form == "json" else message.text()
 
     def tool_error(self, message: Message, display_url: str) -> WebSocketToolError:
         """The error of a message that means one. Its text is what an agent's model gets to read."""
@@ -128,7 +130,7 @@ class ResponseClassifier:
     def _envelope(self, message: Message) -> dict[str, Any] | None:
         """The message as a UTCP envelope that is read as one here; None if it is an ordinary message."""
         # How an object begins, first: searching a long message takes as long as receiving it.
-        if self._plan.result is not None or self._plan.response_format == "raw" or not _may_be_envelope(message.data):
+        if not (self._plan.may_have_envelopes and _may_be_envelope(message.data)):
             return None
         try:
             content = message.json()

@@ -91,7 +91,8 @@ class Connector:
         """
         failure: WebSocketError | None = None
         retries = 0
-        note = WaitNote("the connection")
+        note = WaitNote()
+        note.begin("the connection")
         with anyio.move_on_after(plan.connection_timeout) as scope:
             while True:
                 try:

@@ -65,7 +65,6 @@ class StepFailed(Exception):  # noqa: N818 - each moment has an error of its own
         self.is_rejection = is_rejection
 
 
-@dataclass
 class WaitNote:
     """The message that a step waits for, and those that came instead, for the text of a time-out.
 
@@ -74,8 +73,8 @@ class WaitNote:
         skipped: The number of messages that were not meant.
     """
 
-    what: str = "a response"
-    skipped: int = 0
+    what = "a response"
+    skipped = 0
     _last: tuple[Filter, Message, RenderContext] | None = None
 
     def begin(self, what: str) -> None:

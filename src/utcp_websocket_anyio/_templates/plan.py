@@ -169,6 +169,10 @@ class Plan:
         correlation: Place at which each message of the exchange has a value of the call, and that value; None: unknown.
         knows_its_answers: True if no message that is another call's can be taken for one of this call's.
         captures: True if steps of the call may capture something.
+        is_filtered: True if a message may mean anything else than a response.
+        may_have_envelopes: True if a UTCP envelope is read as one.
+        joins_text: True if responses are joined as they came, and decoded as a whole.
+        numbers_calls: True if each call takes a number of its connection.
         sole_message: The message of the request, if the request is one step.
         takes_messages_as_they_are: True if a message that is not a UTCP envelope is a response just as it was received.
     """
@@ -219,6 +223,10 @@ class Plan:
     _fixed_subprotocols: tuple[str, ...] | None = None
     _is_fixed: bool = False
     captures: bool = field(init=False)
+    is_filtered: bool = field(init=False)
+    may_have_envelopes: bool = field(init=False)
+    joins_text: bool = field(init=False)
+    numbers_calls: bool = field(init=False)
     sole_message: MessageTemplate | None = field(init=False)
     takes_messages_as_they_are: bool = field(init=False)
     # The endpoint of the manual that asked last, where it does not depend on the call. One, so that it cannot grow.
@@ -231,8 +239,14 @@ class Plan:
         object.__setattr__(self, "captures", bool(captures))
         object.__setattr__(self, "sole_message", request[0].send if len(request) == 1 else None)
         filters = self.error_filter or self.last_filter or self.end_filter or self.message_filter
+        has_plain_results = self.result is None and self.response_format != "raw"
         special = filters or self.result or self.on_response or self.spread or self.settings.incoming
         as_they_are = not special and self.response_format in (None, "raw")
+        joins_text = self.collect == "join" and self.result is None and self.response_format == "text"
+        object.__setattr__(self, "is_filtered", filters is not None)
+        object.__setattr__(self, "may_have_envelopes", has_plain_results)
+        object.__setattr__(self, "joins_text", joins_text)
+        object.__setattr__(self, "numbers_calls", bool(self.uses_call_id or self.on_end or self.on_response))
         object.__setattr__(self, "takes_messages_as_they_are", as_they_are)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
