@@ -17,6 +17,9 @@ from utcp.data.call_template import CallTemplateSerializer
 from utcp.interfaces.communication_protocol import CommunicationProtocol
 from utcp.plugins.plugin_loader import ensure_plugins_initialized
 
+import utcp_websocket_anyio.protocol
+from utcp_websocket_anyio._calls.exchange import Exchange
+
 ensure_plugins_initialized()
 
 # How long an example takes says nothing on a machine that does other things, too.
@@ -34,6 +37,13 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def anyio_backend_name(anyio_backend: tuple[str, dict[str, Any]]) -> str:
     return anyio_backend[0]
+
+
+@pytest.fixture(params=["single", "general"])
+def both_exchanges(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of one message and one response, by `SingleCall` and by `Exchange`: nobody must notice which it is."""
+    if request.param == "general":
+        monkeypatch.setattr(utcp_websocket_anyio.protocol, "SingleCall", Exchange)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -39,6 +39,7 @@ from utcp.interfaces.communication_protocol import CommunicationProtocol
 from ._calls.discovery import discover
 from ._calls.exchange import Exchange
 from ._calls.request import Request, prepare
+from ._calls.single import SingleCall
 from ._calls.streams import ResponseStream
 from ._connections.bulkhead import internal_error, log_internal_error
 from ._connections.connector import Connector
@@ -161,7 +162,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         async def ask(plan: Plan) -> Any:
             runtime = await self._home.runtime()
             request = prepare(plan, "", {}, manual=template.name)
-            return await Exchange(request, pool=runtime.pool, streaming=False).collect()
+            return await Exchange(request, runtime.pool).collect()
 
         try:
             manual = await discover(template, ask, network=self._opening.network)
@@ -217,7 +218,8 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
             if runtime is None:
                 runtime = await self._home.runtime()
             request = await self._request(runtime, caller, tool_name, tool_args, tool_call_template)
-            return await Exchange(request, pool=runtime.pool, streaming=False).collect()
+            exchange = SingleCall if request.plan.is_single else Exchange
+            return await exchange(request, runtime.pool).collect()
         except Exception as error:
             strange = _in_place_of(error, runtime)
             if strange is None:
@@ -242,7 +244,7 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
             nonlocal runtime
             runtime = self._home.runtime_here() or await self._home.runtime()
             request = await self._request(runtime, caller, tool_name, tool_args, tool_call_template)
-            return Exchange(request, pool=runtime.pool, streaming=True)
+            return Exchange(request, runtime.pool, streaming=True)
 
         def in_place_of(error: Exception) -> WebSocketError | None:
             return _in_place_of(error, runtime)

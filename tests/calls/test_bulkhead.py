@@ -14,6 +14,7 @@ from utcp_websocket_anyio import WebSocketError
 from utcp_websocket_anyio._calls.exchange import Exchange
 from utcp_websocket_anyio._calls.leg import Leg
 from utcp_websocket_anyio._calls.responses import ResponseClassifier
+from utcp_websocket_anyio._calls.single import SingleCall
 from utcp_websocket_anyio._connections.connection import Connection
 from utcp_websocket_anyio._connections.exclusive import ExclusiveConnection
 from utcp_websocket_anyio._connections.heartbeat import Beats
@@ -42,6 +43,9 @@ PLACES: list[tuple[type, str]] = [
     (Leg, "say_farewell"),
     (Exchange, "expire"),
     (Exchange, "accepted"),
+    (SingleCall, "accept"),
+    (SingleCall, "expire"),
+    (SingleCall, "fail"),
     (Connection, "_handle"),
     (Connection, "_take_in_record"),
     (Connection, "_do_as_told"),
@@ -90,9 +94,10 @@ async def test_an_unexpected_error_ends_nothing_else(
 
     monkeypatch.setattr(kind, name, fails)
     caplog.set_level(logging.ERROR)
+    fields = {**FIELDS, "on_end": None} if kind is SingleCall else FIELDS
     async with entered(30) as protocol, peer(talkative) as url:
-        victim = template(url + "victim", multiplex=multiplex, **FIELDS)
-        other = template(url + "other", multiplex=multiplex, **FIELDS)
+        victim = template(url + "victim", multiplex=multiplex, **fields)
+        other = template(url + "other", multiplex=multiplex, **fields)
         assert "id" in await protocol.call_tool(None, "m.t", {}, other)
         assert "id" in await protocol.call_tool(None, "m.t", {}, victim)
         armed = True

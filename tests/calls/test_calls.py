@@ -19,7 +19,7 @@ from utcp_websocket_anyio import (
     WebSocketToolError,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("both_exchanges")]
 
 
 async def test_fifty_calls_at_once_get_fifty_right_answers() -> None:

@@ -16,7 +16,7 @@ from support.protocol import pool_of, template
 
 from utcp_websocket_anyio import WebSocketCallTemplate, WebSocketCommunicationProtocol, WebSocketError
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("both_exchanges")]
 
 Operation = Callable[[WebSocketCommunicationProtocol, WebSocketCallTemplate], Awaitable[Any]]
 

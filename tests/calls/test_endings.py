@@ -18,7 +18,7 @@ from utcp_websocket_anyio import (
     WebSocketToolError,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("both_exchanges")]
 
 on_a_jumping_clock = pytest.mark.parametrize("anyio_backend", [pytest.param(virtual_time(), id="trio")])
 

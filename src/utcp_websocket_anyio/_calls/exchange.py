@@ -37,7 +37,7 @@ import anyio.lowlevel
 from .._connections.bulkhead import internal_error, log_internal_error
 from .._connections.connection import MoveAskedError
 from .._connections.connector import backoff
-from .._connections.steps import Captures, WaitNote
+from .._connections.steps import Captures
 from .._templates.encoders import text_of
 from .._templates.received import Message, ResponseError
 from .._wire import Interrupted
@@ -46,19 +46,18 @@ from ..errors import (
     WebSocketClosedError,
     WebSocketError,
     WebSocketProtocolError,
-    WebSocketTimeoutError,
     WebSocketToolError,
 )
+from .base import COMPLETE, ENDED, EXPIRED, RUNNING, BaseExchange
 from .leg import Leg
 from .responses import RESPONSE, Meaning
 
 if TYPE_CHECKING:
-    from .._connections.connection import Connection
     from .._connections.pool import Pool
     from .._templates.plan import Plan, Resume, ResumeChange, Step
     from .request import Request
 
-__all__ = ["END", "Exchange", "State"]
+__all__ = ["END", "Exchange"]
 
 _log = logging.getLogger(__name__)
 
@@ -84,32 +83,6 @@ _UNREAD: Final = object()
 """The value of a queued response that has not been read from its message yet."""
 
 
-class State(enum.IntEnum):
-    """The progress of an exchange."""
-
-    OPENING = enum.auto()
-    """It waits for its connection, or runs its `before` steps."""
-
-    RUNNING = enum.auto()
-    """Its request is out, or on its way; messages are responses."""
-
-    COMPLETE = enum.auto()
-    """Every expected response has come, or a response that is an error."""
-
-    ENDED = enum.auto()
-    """It ended without error, before an expected count: by a message, silence, its duration or a close."""
-
-    EXPIRED = enum.auto()
-    """Its deadline has passed."""
-
-    FAILED = enum.auto()
-    """An error ended it."""
-
-
-# Names of their own: each call asks many times, and looking up a member of an enum takes as long as a call.
-_OPENING, _RUNNING, _COMPLETE, _ENDED, _EXPIRED, _FAILED = State
-
-
 class _Queued:
     """An entry of the caller's queue: a response, the tool's error, or the item that stands for a gap."""
 
@@ -124,7 +97,7 @@ class _Queued:
         self.leg = leg
 
 
-class Exchange:
+class Exchange(BaseExchange):
     """One call or stream.
 
     Args:
@@ -133,10 +106,7 @@ class Exchange:
         streaming: True if the responses are taken one by one.
     """
 
-    deadline = math.inf
-    state = _OPENING
     _leg: Leg | None = None
-    _failure: WebSocketError | None = None
     _ended_by_server = False
     _queued_bytes = 0
     _failures = 0
@@ -148,13 +118,10 @@ class Exchange:
     _has_first = False
     _has_no_deadline = False
 
-    def __init__(self, request: Request, *, pool: Pool, streaming: bool) -> None:
-        self._request = request
-        self._plan = plan = request.plan
-        self._endpoint = request.endpoint
-        self._pool = pool
+    def __init__(self, request: Request, pool: Pool, *, streaming: bool = False) -> None:
+        super().__init__(request, pool)
+        plan = request.plan
         self.streaming = streaming
-        self.note = WaitNote()
         self._captured: MutableMapping[str, Any] = {}
         self._expected = self._remaining = expected = plan.expected(streaming=streaming)
         self._queue: deque[_Queued] = deque()
@@ -223,7 +190,7 @@ class Exchange:
                 only_open=self._only_ends_session,
             )
             if connection is None:
-                self.state = _COMPLETE
+                self.state = COMPLETE
                 return
             self.note.begin("a response")
         self._leg = leg = Leg(self, self._request, connection, self._captured)
@@ -234,13 +201,13 @@ class Exchange:
                 # `response_timeout` is for the steps together, and starts again with the request.
                 self._forget_deadline()
                 self._watch_deadline(self._timeout)
-            self.state = _RUNNING
+            self.state = RUNNING
             goes_on = await leg.send_request(plan.request)
             if goes_on or not plan.request:
                 self._mind_the_clock(goes_on=goes_on)
             if self._expected == 0 and not goes_on:
                 await leg.channel.flush()
-                self.state = _COMPLETE
+                self.state = COMPLETE
         except Interrupted:
             self._raise_or_end()
         except WebSocketError as error:
@@ -259,7 +226,7 @@ class Exchange:
     def take_nowait(self) -> deque[Any] | None:
         """The responses of an open-ended stream that are there already; what ends it is left to `next`."""
         leg = self._leg
-        if self._remaining is not None or self.state is not _RUNNING or self._queue or leg is None:
+        if self._remaining is not None or self.state is not RUNNING or self._queue or leg is None:
             return None
         if not self._plan.takes_messages_as_they_are:
             return None
@@ -292,11 +259,11 @@ class Exchange:
 
     def request_sent(self, leg: Leg) -> None:
         """A request of several steps is out."""
-        if self.state is not _RUNNING or leg is not self._leg:
+        if self.state is not RUNNING or leg is not self._leg:
             return
         self.note.begin("a response")
         if self._expected == 0:
-            self.state = _COMPLETE
+            self.state = COMPLETE
             leg.channel.interrupt()
         elif self.deadline == math.inf and not (self._has_no_deadline and self._has_first):
             self._watch_deadline(self._timeout)
@@ -307,7 +274,7 @@ class Exchange:
         while True:
             if self._queue:
                 return self._pop()
-            if self.state > _RUNNING:
+            if self.state > RUNNING:
                 self._raise_or_end()
                 return None
             leg = self._leg
@@ -330,7 +297,7 @@ class Exchange:
 
     def accepted(self, message: Message, leg: Leg) -> None:
         """Decide what a message means."""
-        if self.state is not _RUNNING:
+        if self.state is not RUNNING:
             return
         if leg is not self._leg:
             # It comes behind the gap, and what the connection before it has still brought.
@@ -360,7 +327,7 @@ class Exchange:
             if self._enqueue(queued):
                 # An answered failure: nothing more comes, and the connection stays good.
                 self._ended_by_server = True
-                self.state = _COMPLETE
+                self.state = COMPLETE
         else:
             self._respond(message, leg, is_last=meaning is Meaning.LAST)
 
@@ -406,7 +373,7 @@ class Exchange:
         if remaining is not None:
             self._remaining = remaining = remaining - responses
             if remaining == 0:
-                self.state = _COMPLETE
+                self.state = COMPLETE
                 return
         if is_last:
             self._end_of_messages()
@@ -415,7 +382,7 @@ class Exchange:
         """The server says that there are no more responses."""
         self._ended_by_server = True
         if self._expected is None:
-            self.state = _ENDED
+            self.state = ENDED
             return
         assert self._remaining is not None
         came = f"{self._expected - self._remaining} of {self._expected} responses"
@@ -509,13 +476,13 @@ class Exchange:
         while True:
             progress = wire.progress
             with anyio.move_on_after(seconds):
-                while not self._queue and self.state is _RUNNING and self._leg is leg:
+                while not self._queue and self.state is RUNNING and self._leg is leg:
                     await self._wait(leg)
                 return
             # A message that is still arriving does not count as silence.
             if not (wire.has_partial_message() and wire.progress > progress):
                 break
-        self.state = _ENDED
+        self.state = ENDED
         self._let_go()
 
     async def _wait_for_change(self) -> None:
@@ -531,10 +498,10 @@ class Exchange:
 
     def expire(self) -> None:
         """The deadline has passed."""
-        if self.state > _RUNNING:
+        if self.state > RUNNING:
             return
-        is_duration = self.state is _RUNNING and self._expected is None and self._plan.is_subscription
-        self.state = _ENDED if is_duration else _EXPIRED
+        is_duration = self.state is RUNNING and self._expected is None and self._plan.is_subscription
+        self.state = ENDED if is_duration else EXPIRED
         self._interrupt()
 
     def leg_failed(self, leg: Leg, error: WebSocketError) -> None:
@@ -542,7 +509,7 @@ class Exchange:
         if leg is self._next_leg:
             # Told by `_begin_anew`.
             self._next_failure = error
-        if self.state > _RUNNING or leg is not self._leg:
+        if self.state > RUNNING or leg is not self._leg:
             return
         connection = leg.connection
         if connection.retired and not connection.was_given_up:
@@ -557,7 +524,7 @@ class Exchange:
             self._lose(leg)
         elif self._ends_well(error):
             self._ended_by_server = True
-            self.state = _ENDED
+            self.state = ENDED
         elif (resume := self._resume_for(error)) is not None:
             self._lose(leg)
             self._start_resuming(resume, leg, error)
@@ -565,31 +532,10 @@ class Exchange:
             self._fail(error)
 
     def _ends_well(self, error: WebSocketClosedError) -> bool:
-        if self.state is not _RUNNING or self._expected is not None:
+        if self.state is not RUNNING or self._expected is not None:
             return False
         how = self._plan.ends_on_close(streaming=self.streaming)
         return how == "any" or (how == "normal" and error.code in _NORMAL_CLOSURES)
-
-    def _fail(self, error: WebSocketError) -> None:
-        self.state = _FAILED
-        self._failure = error
-
-    def _unreadable(self, reason: str) -> WebSocketProtocolError:
-        return WebSocketProtocolError(reason, endpoint=self._endpoint.display_url)
-
-    def _timed_out(self, seconds: float) -> WebSocketTimeoutError:
-        return WebSocketTimeoutError(
-            f"timed out after {seconds:g} s while waiting for {self.note.told()}",
-            phase="response",
-            endpoint=self._endpoint.display_url,
-        )
-
-    def _raise_or_end(self) -> None:
-        """Raise why an exchange ended, if that is an error."""
-        if self.state is _EXPIRED:
-            raise self._timed_out(self._timeout)
-        if self._failure is not None:
-            raise self._failure
 
     def _interrupt(self) -> None:
         """Let go of the connection now, and wake the caller: it may be away for long."""
@@ -603,15 +549,16 @@ class Exchange:
 
     def _let_go(self) -> None:
         leg = self._leg
-        self._forget_deadline()
+        if self.deadline < math.inf:
+            self._forget_deadline()
         if leg is not None:
             self._leg = None
-            self._release(leg, by_server=self._ended_by_server, in_full=self.state is _COMPLETE)
+            self._release(leg, by_server=self._ended_by_server, in_full=self.state is COMPLETE)
 
     def _release(self, leg: Leg, *, by_server: bool, in_full: bool) -> None:
         """Give a connection back or close it, after a farewell if there is one."""
+        is_good = in_full or (by_server and self.state is ENDED)
         farewell = leg.finish(by_server=by_server, in_full=in_full)
-        is_good = in_full or (by_server and self.state is _ENDED)
         if farewell:
             try:
                 rest = leg.send_first(farewell)
@@ -636,50 +583,25 @@ class Exchange:
         finally:
             self._hand_back(leg.connection, is_good=is_good)
 
-    def _hand_back(self, connection: Connection, *, is_good: bool) -> None:
-        plan = self._plan
-        if plan.close_after_response:
-            connection.ends_session = True
-        if connection.is_shared:
-            self._pool.left(connection, closes=plan.close_after_response)
-        elif is_good and not plan.close_after_response:
-            self._pool.release(
-                connection, self._endpoint, unanswered=self._expected == 0, keep_alive=plan.keep_alive_timeout
-            )
-        else:
-            is_over = self.state in (_COMPLETE, _ENDED)
-            self._pool.retire(connection, "the call is over" if is_over else "closed after a failed call")
-
-    def _watch_deadline(self, seconds: float) -> None:
-        if seconds < math.inf:
-            pool = self._pool
-            self.deadline = pool.clock() + seconds
-            pool.deadlines.add(self)
-
-    def _forget_deadline(self) -> None:
-        if self.deadline < math.inf:
-            self._pool.deadlines.discard(self)
-            self.deadline = math.inf
-
     # Going on after a loss
 
     def _resume_for(self, error: WebSocketClosedError) -> Resume | None:
         resume = self._plan.resume
-        if resume is None or not self._is_open_stream or self.state is not _RUNNING:
+        if resume is None or not self._is_open_stream or self.state is not RUNNING:
             return None
         return None if resume.is_final(error.code) else resume
 
     def move(self, leg: Leg, change: ResumeChange) -> None:
         """The server asks for a new connection: the stream moves, and the old one is read meanwhile."""
         resume = change.applied_to(self._plan.resume)
-        if resume is None or leg is not self._leg or not self._is_open_stream or self.state is not _RUNNING:
+        if resume is None or leg is not self._leg or not self._is_open_stream or self.state is not RUNNING:
             return
         if self._resuming is None:
             self._start_resuming(resume, leg, None)
 
     def close(self, error: WebSocketClosedError) -> None:
         """The pool, or its part for this manual, is closed while the stream is resuming."""
-        if self.state is _RUNNING:
+        if self.state is RUNNING:
             self._queue.clear()
             self._fail(error)
             self._interrupt()
@@ -711,7 +633,7 @@ class Exchange:
         finally:
             self._resuming = None
             self._pool.resuming.pop(self, None)
-            if self.state is _RUNNING and self._leg is None:
+            if self.state is RUNNING and self._leg is None:
                 # The end of the pool's tasks; nothing else would ever wake the caller.
                 self._fail(
                     WebSocketClosedError(
@@ -726,7 +648,7 @@ class Exchange:
         if resume.drops_captures:
             self._captured = {}
         failed = error is not None
-        while self.state is _RUNNING:
+        while self.state is RUNNING:
             if failed:
                 self._failures += 1
                 if self._failures > resume.attempts:
@@ -756,7 +678,7 @@ class Exchange:
                     return
                 continue
             self._next_leg = None
-            if self._is_left or self.state is not _RUNNING:
+            if self._is_left or self.state is not RUNNING:
                 # The stream has ended in the turn in which its new leg was ready.
                 self._release(leg, by_server=False, in_full=False)
             else:

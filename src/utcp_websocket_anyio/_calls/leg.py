@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .._templates.values import RenderContext
     from .request import Request
 
-__all__ = ["Leg", "LegOwner"]
+__all__ = ["Leg", "LegOwner", "encode_request"]
 
 _log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class Leg:
             return
         except StepFailed as error:
             failed = error
-        raise self._tool_error(failed)
+        raise _tool_error(failed, self._request)
 
     async def send_request(self, steps: tuple[Step, ...]) -> bool:
         """Send the request, or begin to; from now on messages are responses.
@@ -185,7 +185,7 @@ class Leg:
         if steps:
             self._has_begun = True
             if len(steps) == 1 and steps[0].only_sends:
-                data = self._encoded(steps[0])
+                data = encode_request(self._request, steps[0], self.context)
                 if self.connection.trace is not None:
                     self.connection.trace("sent", data, "request")
                 await self.channel.send(data)
@@ -208,20 +208,6 @@ class Leg:
             correlation = path, value.render(self.context)
         self.channel.listen(correlation)
         self._state = _RUNNING
-
-    def _encoded(self, step: Step) -> str | bytes:
-        """The one message of a request. Its arguments were tried, so what fails is what was captured."""
-        message = step.send
-        assert message is not None
-        try:
-            if message is not self._plan.sole_message:
-                return message.encode(self.context)
-            prepared = self._request.message
-            assert prepared is not None
-            return prepared if isinstance(prepared, (str, bytes)) else prepared.encode(self.context)
-        except ValueError as error:
-            reason = str(error)
-        raise self._tool_error(StepFailed(step, reason))
 
     def _take_kept(self) -> None:
         """Show what came before the request was out to the exchange's own filters."""
@@ -289,9 +275,6 @@ class Leg:
             reason = f"more than {_MAX_KEPT_BYTES // 1024} KiB arrived before {self._owner.note.what}"
             self.fail(WebSocketProtocolError(reason, endpoint=self._request.endpoint.display_url))
 
-    def _tool_error(self, failed: StepFailed) -> WebSocketToolError:
-        return WebSocketToolError(failed.told, response=failed.response, endpoint=self._request.endpoint.display_url)
-
     # A request of several steps
 
     async def _send_request(self, steps: tuple[Step, ...]) -> None:
@@ -311,7 +294,7 @@ class Leg:
         except Interrupted:
             return
         except StepFailed as failure:
-            error = self._tool_error(failure)
+            error = _tool_error(failure, self._request)
         except WebSocketError as failure:
             error = failure
         except (ValueError, ResponseError) as failure:
@@ -423,8 +406,10 @@ class Leg:
         """
         if self._scope is not None:
             self._scope.cancel()
-        steps = self._farewell(by_server=by_server, in_full=in_full) if self._plan.on_end else ()
-        if not steps or self.connection.error is not None or self._state is _LEFT:
+        steps: tuple[Step, ...] = ()
+        if self._plan.on_end and self.connection.error is None and self._state is not _LEFT:
+            steps = self._farewell(by_server=by_server, in_full=in_full)
+        if not steps:
             self._leave()
             return ()
         self._state = _LEAVING
@@ -505,6 +490,29 @@ class Leg:
         self.channel.finish()
         if self._request.farewell is not None:
             self.connection.farewell_said(self._request.farewell)
+
+
+def encode_request(request: Request, step: Step, context: RenderContext) -> str | bytes:
+    """The message of a request that is one. Its arguments were tried, so what fails is what was captured.
+
+    Raises:
+        WebSocketToolError: It cannot be made.
+    """
+    message = step.send
+    assert message is not None
+    try:
+        if message is not request.plan.sole_message:
+            return message.encode(context)
+        prepared = request.message
+        assert prepared is not None
+        return prepared if isinstance(prepared, (str, bytes)) else prepared.encode(context)
+    except ValueError as error:
+        reason = str(error)
+    raise _tool_error(StepFailed(step, reason), request)
+
+
+def _tool_error(failed: StepFailed, request: Request) -> WebSocketToolError:
+    return WebSocketToolError(failed.told, response=failed.response, endpoint=request.endpoint.display_url)
 
 
 async def _items(source: Any, each: SendEach, context: RenderContext) -> AsyncGenerator[Any, None]:

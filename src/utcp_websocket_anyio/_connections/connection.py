@@ -246,7 +246,7 @@ class Connection(ABC):
     @property
     def is_available(self) -> bool:
         """True if a further exchange may use it."""
-        return not (self.retired or self.is_leaving or self._error is not None) and self.wire.closed is None
+        return self.wire.closed is None and self._error is None and not self.retired and not self.is_leaving
 
     @property
     def has_unread_data(self) -> bool:

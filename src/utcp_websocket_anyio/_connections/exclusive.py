@@ -66,8 +66,6 @@ class ExclusiveConnection(Connection):
     def open_channel(self, user: User) -> ExclusiveChannel:
         self._user = user
         self.calls += 1
-        if self._reader is None:
-            self.wire.set_data_callback(None)
         while self._inbox:
             user.accept(self._inbox.popleft())
         return ExclusiveChannel(self, user)
@@ -77,8 +75,10 @@ class ExclusiveConnection(Connection):
         if self._user is not user:
             return
         self._user = None
-        self.wake_readers()
-        if self._reader is None and not self.is_over and not self.keeps_messages:
+        if self._is_being_read:
+            self.wake_readers()
+        if self._reader is None and not self.is_over:
+            # There may be something already.
             self.wire.set_data_callback(self._discard)
 
     def wake_readers(self) -> None:
@@ -142,7 +142,7 @@ class ExclusiveConnection(Connection):
         return kept
 
     def _discard(self) -> None:
-        """Throw away what came while the connection is idle, and notice its end."""
+        """Throw away what came while the connection is idle, and notice its end. An exchange reads by itself."""
         if self.is_in_use or self.is_over:
             return
         if self.wire.closed is not None:

@@ -184,7 +184,8 @@ class Entered:
 
     def runtime_here(self) -> Runtime | None:
         """The pool, if this is its event loop and it is open."""
-        return self._runtime if not self.is_closed and self._is_here() else None
+        runtime = self._runtime
+        return runtime if runtime is not None and not self.is_closed and runtime.is_here() else None
 
     async def runtime(self) -> Runtime:
         """Like `runtime_here`, but raise an error instead of returning None.

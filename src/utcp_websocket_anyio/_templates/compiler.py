@@ -36,7 +36,7 @@ from .moments import (
     not_in,
     steps_of_resume,
 )
-from .placeholders import DISCOVERY, RenderContext, Scope
+from .placeholders import DISCOVERY, LATE, RenderContext, Scope
 from .plan import AS_WRITTEN, ConnectionSettings, Path, Plan, header_value, subprotocol
 from .records import compile_incoming, compile_outgoing
 from .shapes import check_members
@@ -175,6 +175,7 @@ class _Compiler:
             session_arguments=frozenset[str]().union(*(part.arguments for part in called)),
             consumed=consumed,
             uses_call_id=any(part.uses_call_id for part in called),
+            depends_on_connection=any(not part.kinds.isdisjoint(LATE) for part in called),
             correlation=_correlation(filters),
             knows_its_answers=_knows_its_answers(filters, before, request, call_captures),
             connection_arguments=frozenset(_roots(endpoint_names)),

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CALL",
     "DISCOVERY",
+    "LATE",
     "MISSING",
     "MissingCaptureError",
     "Parts",
@@ -268,7 +269,8 @@ _NAME = re.compile(r"(?P<kind>args|captured|message|item)\.(?P<path>[^\s{}|]+)")
 _NOW = re.compile(r"now\s*(?P<shift>[+-]\s*\d{1,9}(?:\.\d{1,6})?)?")
 _OWN_PATHS = ("args", "captured", "message", "item")
 _PATHLESS = ("args", "uuid", "call_id", "step_id", "now", "tool_name", "item", "message", "gap", "dollar")
-_LATE = frozenset({"captured.", "call_id", "step_id", "message.", "message", "item.", "item", "gap"})
+LATE = frozenset({"captured.", "call_id", "step_id", "message.", "message", "item.", "item", "gap"})
+"""The kinds of placeholders whose values are not known before there is a connection, or a message or item at hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +306,7 @@ class Placeholder:
     @property
     def is_late(self) -> bool:
         """True if its value is not known before there is a connection."""
-        return self.kind in _LATE
+        return self.kind in LATE
 
     @property
     def is_constant(self) -> bool:

@@ -166,6 +166,7 @@ class Plan:
         session_arguments: Arguments that are needed on an open session, too.
         consumed: The arguments that go into URL and headers, and so not into a request without template.
         uses_call_id: True if request, filters or results depend on the call's number.
+        depends_on_connection: True if they depend on anything that only the connection knows.
         correlation: Place at which each message of the exchange has a value of the call, and that value; None: unknown.
         knows_its_answers: True if no message that is another call's can be taken for one of this call's.
         captures: True if steps of the call may capture something.
@@ -173,6 +174,7 @@ class Plan:
         may_have_envelopes: True if a UTCP envelope is read as one.
         joins_text: True if responses are joined as they came, and decoded as a whole.
         numbers_calls: True if each call takes a number of its connection.
+        is_single: True if a call is one message and one response, and nothing else.
         sole_message: The message of the request, if the request is one step.
         takes_messages_as_they_are: True if a message that is not a UTCP envelope is a response just as it was received.
     """
@@ -213,6 +215,7 @@ class Plan:
     session_arguments: frozenset[str]
     consumed: frozenset[str]
     uses_call_id: bool
+    depends_on_connection: bool
     correlation: tuple[Path, Template] | None
     knows_its_answers: bool
     connection_arguments: frozenset[str] = frozenset()
@@ -227,6 +230,7 @@ class Plan:
     may_have_envelopes: bool = field(init=False)
     joins_text: bool = field(init=False)
     numbers_calls: bool = field(init=False)
+    is_single: bool = field(init=False)
     sole_message: MessageTemplate | None = field(init=False)
     takes_messages_as_they_are: bool = field(init=False)
     # The endpoint of the manual that asked last, where it does not depend on the call. One, so that it cannot grow.
@@ -248,6 +252,9 @@ class Plan:
         object.__setattr__(self, "joins_text", joins_text)
         object.__setattr__(self, "numbers_calls", bool(self.uses_call_id or self.on_end or self.on_response))
         object.__setattr__(self, "takes_messages_as_they_are", as_they_are)
+        is_one = len(request) == 1 and request[0].only_sends and self.expected_responses in (None, 1)
+        more = self.before or self.on_response or self.on_end or self.session or self.spread
+        object.__setattr__(self, "is_single", is_one and not more and self.collect != "join")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         return self
@@ -398,6 +405,7 @@ class Plan:
             arguments=frozenset[str]().union(*(part.arguments for part in handshake)),
             session_arguments=frozenset(),
             uses_call_id=self.discovery_message.uses_call_id,
+            depends_on_connection=True,
             correlation=None,
             knows_its_answers=False,
             _try_outs=(),

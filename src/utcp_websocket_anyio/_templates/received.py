@@ -27,17 +27,24 @@ class Message:
         frame: ``"text"`` or ``"binary"``: how it came. A record of a binary message may be text.
     """
 
-    __slots__ = ("_is_claimed", "_json", "_text", "data", "frame")
+    __slots__ = ("_frame", "_is_claimed", "_json", "_text", "data")
 
     def __init__(self, data: str | bytes, frame: str | None = None) -> None:
         self.data: str | bytes = data
-        self.frame: str = ("text" if isinstance(data, str) else "binary") if frame is None else frame
+        self._frame = frame
         self._is_claimed = False
         self._json: Any = _UNSET
         self._text: str | None = data if isinstance(data, str) else _UNSET
 
     def __repr__(self) -> str:
         return f"<Message, {'text' if self.is_text else 'binary'}, {len(self.data)}>"
+
+    @property
+    def frame(self) -> str:
+        """``"text"`` or ``"binary"``: how it came. A record of a binary message may be text."""
+        if self._frame is None:
+            return "text" if isinstance(self.data, str) else "binary"
+        return self._frame
 
     @property
     def is_text(self) -> bool:
@@ -56,7 +63,7 @@ class Message:
             keep_parsed: False: parse it again when it is needed, and save the memory meanwhile.
         """
         if self._is_claimed:
-            return Message(self.data, self.frame)
+            return Message(self.data, self._frame)
         self._is_claimed = True
         if not keep_parsed:
             self._json = _UNSET
