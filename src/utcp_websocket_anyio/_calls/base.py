@@ -107,11 +107,12 @@ class BaseExchange:
     def _hand_back(self, connection: Connection, *, is_good: bool) -> None:
         """Give a connection back to the pool, or close it."""
         plan, pool = self._plan, self._pool
-        if plan.close_after_response:
+        closes = plan.close_after_response
+        if closes:
             connection.ends_session = True
         if connection.is_shared:
-            pool.left(connection, closes=plan.close_after_response)
-        elif is_good and not plan.close_after_response:
+            pool.left(connection, closes=closes)
+        elif is_good and not closes:
             pool.release(connection, self._endpoint, unanswered=self._expected == 0, keep_alive=plan.keep_alive_timeout)
         else:
             is_over = self.state in (COMPLETE, ENDED)

@@ -58,15 +58,15 @@ def prepare(
         MissingArgumentError: The templates need more arguments.
         ValueError: An argument cannot be put where the template has it.
     """
-    missing = plan.missing_arguments(arguments, on_open_session=session is not None)
-    if missing:
+    if plan.arguments and (missing := plan.missing_arguments(arguments, on_open_session=session is not None)):
         raise MissingArgumentError(missing, endpoint=display_url(str(plan.url.source)))
     context = RenderContext(arguments, tool)
     plan.try_out(context)
     endpoint = plan.endpoint(context, manual) if session is None else session
-    message: str | bytes | BoundMessage | MessageTemplate | None = plan.sole_message
-    if plan.sole_message is not None:
-        message = plan.sole_message.bind(context) if plan.sole_message.is_late else plan.sole_message.encode(context)
+    sole = plan.sole_message
+    message: str | bytes | BoundMessage | MessageTemplate | None = None
+    if sole is not None:
+        message = sole.bind(context) if sole.is_late else sole.encode(context)
     timeout = plan.response_timeout
     if isinstance(timeout, Template):
         timeout = render_number(timeout, context)

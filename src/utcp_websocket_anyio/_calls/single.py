@@ -85,7 +85,9 @@ class SingleCall(BaseExchange):
         return channel
 
     def _message(self, connection: Connection) -> str | bytes:
-        data = encode_request(self._request, self._plan.request[0], self._context)
+        data = self._request.message
+        if not isinstance(data, (str, bytes)):
+            data = encode_request(self._request, self._plan.request[0], self._context)
         if connection.trace is not None:
             connection.trace("sent", data, "request")
         return data
@@ -107,7 +109,7 @@ class SingleCall(BaseExchange):
 
     def _let_go(self) -> None:
         if self.deadline < math.inf:
-            self._forget_deadline()
+            self._pool.deadlines.discard(self)
         connection = self._connection
         if connection is not None:
             self._connection = None

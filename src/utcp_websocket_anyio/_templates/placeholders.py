@@ -124,7 +124,10 @@ class RenderContext:
         gap: Seconds that a stream was without a connection.
     """
 
-    __slots__ = ("_call", "_step", "args", "call_id", "captured", "gap", "item", "message", "tool_name")
+    # Of most contexts; `replace` gives one its own.
+    message: Final[Message | None] = None
+    item: Final[Any] = MISSING
+    gap: Final[float | None] = None
 
     def __init__(
         self,
@@ -139,9 +142,6 @@ class RenderContext:
         self.tool_name: Final = tool_name
         self.call_id: Final = call_id
         self.captured: Final[Mapping[str, Any]] = {} if captured is None else captured
-        self.message: Final[Message | None] = None
-        self.item: Final[Any] = MISSING
-        self.gap: Final[float | None] = None
         # Cells, each with what is known so far: the call's UUID and memo; the step's instant and number.
         self._call: Final[list[Any]] = [None, None]
         self._step: Final[list[Any]] = [None, next_step_id]

@@ -151,7 +151,8 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
             self._end(core.closed)
             if self._transport is not None:
                 self._transport.close()
-        else:
+        elif len(core.messages) > 1 or core.has_leftover or self._is_paused:
+            # One message is never too much.
             self._regulate()
 
     def _regulate(self) -> None:

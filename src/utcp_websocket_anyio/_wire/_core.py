@@ -253,6 +253,26 @@ class ProtocolCore:
         messages, limit, budget = self.messages, self._limit, self._budget
         position, end = 0, len(data)
         is_plain = not self._kind
+        if (
+            is_plain
+            and 2 <= end < _LENGTH_IN_2_BYTES + 2
+            and data[0] == _WHOLE_TEXT
+            and end == data[1] + 2
+            and budget > 0
+        ):
+            # Mostly there is one short message and nothing else; the loop would ask it everything.
+            if end - 2 > limit:
+                self._break_limit()
+                return
+            try:
+                messages.append(str(data[2:], "utf-8"))
+            except UnicodeDecodeError:
+                self._break(1007, "text that is not UTF-8")
+                return
+            self.delivered += end - 2
+            self._control_frames = 0
+            self._budget = budget - 1
+            return
         while end - position >= 2:
             if budget <= 0:
                 self._leave(data[position:])

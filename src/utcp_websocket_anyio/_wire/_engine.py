@@ -98,9 +98,9 @@ class EngineWire(Wire):
     def _pieces(self, messages: Sequence[str | bytes], fragment: int | None) -> Iterable[bytes]:
         """The bytes to write for messages, piece by piece; several messages may form one piece."""
         message = self._core.message
-        if len(messages) == 1:
-            return message(messages[0], fragment)
-        return (b"".join([piece for data in messages for piece in message(data, fragment)]),)
+        if len(messages) > 1:
+            return (b"".join([piece for data in messages for piece in message(data, fragment)]),)
+        return message(messages[0], fragment)
 
     @abstractmethod
     async def handshake(self) -> None:
