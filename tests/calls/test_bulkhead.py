@@ -10,7 +10,7 @@ import pytest
 from support.peers import Peer, peer
 from support.protocol import entered, template
 
-from utcp_websocket_anyio import WebSocketError
+from utcp_websocket_anyio import WebSocketError, WebSocketTimeoutError
 from utcp_websocket_anyio._calls.exchange import Exchange
 from utcp_websocket_anyio._calls.leg import Leg
 from utcp_websocket_anyio._calls.responses import ResponseClassifier
@@ -116,3 +116,25 @@ async def test_an_unexpected_error_ends_nothing_else(
     internal = [record for record in caplog.records if "internal error" in record.getMessage()]
     assert len(internal) <= 1
     assert "secret" not in caplog.text.replace('ValueError("secret")', "")
+
+
+async def test_one_while_a_call_is_left_leaves_its_connection_in_order(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(SingleCall, "_part", fails)
+    caplog.set_level(logging.ERROR)
+    fields: dict[str, Any] = {
+        "message": {"id": "{{call_id}}"}, "message_filter": {"id": 0, "of": "{{call_id}}"}, "multiplex": True,
+        "on_end": [{"send": {"bye": "{{call_id}}"}}], "response_timeout": 0.05,
+    }  # fmt: skip
+    async with entered(30) as protocol, peer(talkative) as url:
+        for _ in range(3):
+            with pytest.raises(WebSocketTimeoutError):
+                await protocol.call_tool(None, "m.t", {}, template(url, **fields))
+        statistics = protocol.statistics()
+        assert (statistics.active, statistics.idle) == (0, 1)
+    told = [record.getMessage().partition(":")[0] for record in caplog.records]
+    assert told == ["internal error while leaving a call"] * 3

@@ -22,6 +22,7 @@ from utcp_websocket_anyio import (
     WebSocketCallTemplate,
     WebSocketClosedError,
     WebSocketConnectionError,
+    WebSocketError,
     WebSocketProtocolError,
     WebSocketTimeoutError,
     WebSocketToolError,
@@ -348,6 +349,60 @@ async def test_a_step_that_is_always_done_follows_the_expected_count(multiplex: 
         while len(said) < 2:
             await anyio.sleep(0.001)
     assert said == [{"bye": first["id"]}, {"bye": second["id"]}]
+
+
+@pytest.mark.usefixtures("both_exchanges")
+@pytest.mark.parametrize("own", ["{{uuid}}", "{{call_id}}"])
+@pytest.mark.parametrize("how", ["answered", "refused", "ended", "unreadable", "timed out", "cancelled", "closed"])
+async def test_a_call_says_goodbye_once_if_it_is_left_and_else_never(multiplex: bool, own: str, how: str) -> None:
+    heard: list[tuple[str, Any]] = []
+    over = anyio.Event()
+    asked = anyio.Event()
+    answers: dict[str, dict[str, Any]] = {
+        "answered": {"n": 1}, "refused": {"error": "no"}, "ended": {"end": 1}, "unreadable": {"m": 1}, "last": {"n": 2},
+    }  # fmt: skip
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        while True:
+            request = await peer.receive_json()
+            heard.append((request["how"], request["id"]))
+            if request["how"] == "cancelled":
+                asked.set()
+            elif request["how"] == "closed":
+                await peer.close(1000)
+            elif request["how"] in answers:
+                await peer.send({"id": request["id"], **answers[request["how"]]})
+
+    fields: dict[str, Any] = {
+        "message": {"how": "{{args.how}}", "id": own}, "message_filter": {"id": own}, "result": {"path": "n"},
+        "error_filter": {"id": own, **ON_ERROR}, "end_filter": {"id": own, "end": 1},
+        "on_end": [{"send": {"how": "bye", "id": own}}],
+    }  # fmt: skip
+    async with entered() as protocol, peer(script) as url:
+        left = call_template(url, multiplex, **fields, response_timeout=0.1 if how == "timed out" else 20)
+
+        async def call() -> None:
+            try:
+                await protocol.call_tool(None, "m.t", {"how": how}, left)
+            except WebSocketError:
+                assert how != "answered"
+            over.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            if how == "cancelled":
+                await asked.wait()
+                tasks.cancel_scope.cancel()
+            else:
+                await over.wait()
+        assert await protocol.call_tool(None, "m.t", {"how": "last"}, call_template(url, multiplex, **fields)) == 2
+        if not multiplex:  # it may be said on another connection meanwhile
+            await until_idle(protocol, 1)
+            heard.sort(key=lambda one: one[0] == "last")
+    is_left = how in ("unreadable", "timed out", "cancelled")
+    assert [said for said, _ in heard] == [how, *(["bye"] if is_left else []), "last"]
+    assert not is_left or heard[0][1] == heard[1][1]
 
 
 async def test_two_subscriptions_with_the_same_goodbye_do_not_share_a_connection() -> None:

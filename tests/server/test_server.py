@@ -331,7 +331,7 @@ async def test_a_message_that_is_not_a_request_is_answered_with_an_error(thread:
         assert await error({"type": "other", "request_id": 5}) == {
             "type": "tool_error",
             "request_id": 5,
-            "error": '"type" must be "utcp", "discover" or "call_tool"',
+            "error": '"type" must be "utcp", "discover", "call_tool" or "cancel"',
         }
         assert "1 open" in repr(protocol)
 
@@ -553,9 +553,44 @@ async def test_when_the_client_goes_away_its_streams_are_cancelled(thread: Threa
         template = (await discovered(protocol, url))["streaming"]
         stream = protocol.call_tool_streaming(None, "manual.streaming", {}, template)
         assert await stream.__anext__() == 1
-        await stream.aclose()
-        assert not endless.cancelled.is_set()  # the connection is shared with other calls
+        assert not endless.cancelled.is_set()
     await happened(endless.cancelled)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "timed out", "left"])
+async def test_a_call_that_its_client_gives_up_is_cancelled_and_the_others_go_on(thread: Thread, how: str) -> None:
+    endless = Endless()
+    url = await thread.serve(endless.server)
+    async with entered() as protocol, anyio.create_task_group() as task_group:
+        templates = await discovered(protocol, url)
+        answers: list[Any] = []
+
+        async def stay() -> None:
+            answers.append(await protocol.call_tool(None, "manual.blocking", {}, templates["blocking"]))
+
+        task_group.start_soon(stay)
+        await happened(endless.started)
+        endless.started.clear()
+        if how == "left":
+            stream = protocol.call_tool_streaming(None, "manual.streaming", {}, templates["streaming"])
+            assert await stream.__anext__() == 1
+            await stream.aclose()
+        elif how == "timed out":
+            short = templates["waiting"].model_copy(update={"response_timeout": 0.1})
+            with pytest.raises(WebSocketTimeoutError):
+                await protocol.call_tool(None, "manual.waiting", {}, short)
+        else:
+            async with anyio.create_task_group() as given_up:
+                given_up.start_soon(protocol.call_tool, None, "manual.waiting", {}, templates["waiting"])
+                await happened(endless.started)
+                given_up.cancel_scope.cancel()
+        await happened(endless.cancelled)
+        endless.released.set()
+        while not answers:
+            await anyio.sleep(0.01)
+        statistics = protocol.statistics()
+        assert (statistics.active, statistics.idle, statistics.closing) == (0, 2, 0)  # one was for discovery
+    assert answers == ["released"]
 
 
 async def test_a_client_that_goes_away_ends_only_its_own_calls(thread: Thread) -> None:

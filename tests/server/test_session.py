@@ -36,6 +36,7 @@ class Client:
         self.is_aborted = False
         self._messages: deque[str | bytes] = deque()
         self._changed = anyio.Event()
+        self.session: Session
 
     def say(self, message: Any) -> None:
         self._messages.append(message if isinstance(message, (str, bytes)) else json.dumps(message))
@@ -97,12 +98,14 @@ async def session(*functions: Callable[..., Any], **limits: Any) -> AsyncIterato
         tools=tools,
         workers=Workers(lambda call: call()),
         open_tasks=anyio.create_task_group,
+        open_scope=anyio.CancelScope,
         is_cancelled=lambda: True,
         **options,
     )
     with anyio.fail_after(10_000):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(Session(client, service, dict).run)
+            client.session = Session(client, service, dict)
+            tasks.start_soon(client.session.run)
             yield client
             tasks.cancel_scope.cancel()
     assert client.closed == (1001, "going away")
@@ -279,6 +282,257 @@ async def test_nonsense_is_answered_no_faster_than_it_is_read() -> None:
         assert len(await client.got(100)) == 100
 
 
+# Calls that their client gives up
+
+
+def cancel(request_id: Any = 1) -> dict[str, Any]:
+    return {"type": "cancel", "request_id": request_id}
+
+
+class Held:
+    """Tools that do not end by themselves, and what has become of their calls."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.ended: list[str] = []
+
+    async def hold(self, name: str) -> None:
+        self.begun.append(name)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.ended.append(name)
+
+    async def pour(self, name: str) -> AsyncIterator[int]:
+        self.begun.append(name)
+        try:
+            for number in range(1000):
+                yield number
+        finally:
+            self.ended.append(name)
+
+    async def drip(self, name: str) -> AsyncIterator[int]:
+        try:
+            yield 0
+            await anyio.sleep_forever()
+        finally:
+            self.ended.append(name)
+
+    async def echo(self, name: str) -> str:
+        self.begun.append(name)
+        return name
+
+    async def stubborn(self, name: str) -> str:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.01)
+        return name
+
+    async def swallow(self, name: str) -> AsyncIterator[int]:
+        self.begun.append(name)
+        yield 1
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():  # noqa: ASYNC103 - which a tool should not do
+            self.ended.append(name)
+        yield 2  # noqa: ASYNC119 - and this neither
+
+    async def fail(self, name: str) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise LookupError(name)
+
+    def session(self, **limits: Any) -> Any:
+        tools = (self.hold, self.pour, self.drip, self.echo, self.stubborn, self.swallow, self.fail)
+        return session(*tools, **limits)
+
+
+async def test_a_call_that_is_given_up_is_cancelled_and_not_answered() -> None:
+    held = Held()
+    async with held.session() as client:
+        client.say(call("hold", 1, name="first"))
+        client.say(call("hold", "2", name="second"))
+        await anyio.wait_all_tasks_blocked()
+        client.say(cancel("2"))
+        await anyio.wait_all_tasks_blocked()
+        assert held.ended == ["second"]
+        client.say(call("echo", 3, name="third"))
+        assert await client.got(1) == [{"type": "tool_response", "request_id": 3, "result": "third"}]
+        assert held.ended == ["second"]
+    assert held.ended == ["second", "first"]
+
+
+@pytest.mark.parametrize("request_id", [2, "1", 1.5, None, [1], True])
+async def test_to_give_up_what_is_not_there_does_nothing(request_id: Any) -> None:
+    held = Held()
+    async with held.session() as client:
+        client.say(call("hold", 1, name="it"))
+        client.say(cancel(request_id))
+        client.say(call("echo", name="x"))
+        await client.got(1)
+        assert held.ended == []
+    assert client.received[-1]["result"] == "x"
+
+
+async def test_a_call_without_an_id_cannot_be_given_up() -> None:
+    async with session() as client:
+        client.say({"type": "cancel"})
+        ((answer),) = await client.got(1)
+    error = '"cancel" needs the "request_id" of a call'
+    assert answer == {"type": "tool_error", "request_id": None, "error": error}
+
+
+async def test_one_that_was_answered_is_as_if_it_were_not_there() -> None:
+    held = Held()
+    async with held.session() as client:
+        client.say(call("echo", name="x"))
+        await client.got(1)
+        client.say(cancel())
+        client.say(call("echo", name="y"))
+        assert [answer["result"] for answer in await client.got(2)] == ["x", "y"]
+
+
+async def test_a_call_can_be_given_up_before_it_is_begun() -> None:
+    held = Held()
+    async with held.session() as client:
+        for number in range(50):
+            client.say(call("hold", number, name="it"))
+            client.say(cancel(number))
+        client.say(call("echo", name="last"))
+        await client.got(1)
+        await anyio.wait_all_tasks_blocked()
+        assert len(held.begun) - 1 == len(held.ended)
+    assert [answer["result"] for answer in client.received] == ["last"]
+
+
+async def test_beyond_the_limit_of_calls_giving_up_does_not_wait_its_turn() -> None:
+    held = Held()
+    async with held.session(max_calls=2) as client:
+        for number in range(5):
+            client.say(call("hold", number, name=str(number)))
+        client.say(call("echo", 5, name="last"))
+        await anyio.wait_all_tasks_blocked()
+        assert held.begun == ["0", "1"]
+        for number in (3, 0, 1, 2):
+            client.say(cancel(number))
+        assert [answer["result"] for answer in await client.got(1)] == ["last"]
+        await anyio.wait_all_tasks_blocked()
+        # The third may have had its turn for a moment.
+        assert set(held.begun) - {"2"} == {"0", "1", "4", "last"}
+        assert set(held.begun) - set(held.ended) == {"4", "last"}
+
+
+async def test_an_id_that_was_given_up_can_be_used_again() -> None:
+    hold, _, released = counted()
+    held = Held()
+    async with session(hold, held.echo, max_calls=2) as client:
+        client.say(call("hold", 0))
+        client.say(call("hold", 1))
+        client.say(call("echo", 7, name="given up"))
+        client.say(cancel(7))
+        client.say(call("echo", 7, name="again"))
+        await anyio.wait_all_tasks_blocked()
+        released.set()  # both of the others are begun at once
+        await client.got(3)
+    assert held.begun == ["again"]
+
+
+async def test_what_is_given_up_and_never_comes_takes_no_memory() -> None:
+    held = Held()
+    async with held.session(max_calls=1) as client:
+        for number in range(3):
+            client.say(call("hold", number, name=str(number)))
+        for number in range(1000):
+            client.say(cancel(f"never {number}"))
+        await anyio.wait_all_tasks_blocked()
+        assert len(client.session._given_up) == 10  # as many calls may wait
+        client.say(cancel(2))
+        client.say(cancel(0))
+        await anyio.wait_all_tasks_blocked()
+        client.say(cancel(1))
+        await anyio.wait_all_tasks_blocked()
+        assert held.ended == held.begun == ["0", "1"]
+        assert len(client.session._given_up) == 0
+        assert client.session._running == {}
+
+
+async def test_under_load_it_is_forgotten_too() -> None:
+    held = Held()
+    async with held.session(max_calls=1) as client:
+        client.say(call("hold", 0, name="it"))
+        for number in range(1, 4):
+            # At any time a call runs and another waits.
+            client.say(call("hold", number, name="it"))
+            client.say(cancel("never"))
+            await anyio.wait_all_tasks_blocked()
+            assert len(client.session._given_up) == 1
+            client.say(cancel(number - 1))
+            await anyio.wait_all_tasks_blocked()
+            assert len(client.session._given_up) == 0
+        assert held.ended == ["it"] * 3
+
+
+@pytest.mark.parametrize("tool", ["pour", "drip"])
+async def test_no_message_is_cut_short_because_its_call_is_given_up(tool: str) -> None:
+    held = Held()
+    async with held.session() as client:
+        client.reads = False
+        client.say(call(tool, name="stream"))
+        await anyio.wait_all_tasks_blocked()
+        client.say(cancel())
+        await anyio.wait_all_tasks_blocked()
+        assert held.ended == []
+        client.reads = True
+        client.change()
+        while client.session._running:
+            await anyio.sleep(0.001)
+        assert held.ended == ["stream"]
+        client.say(call("echo", 2, name="next"))
+        answers = await client.got(2)
+    assert answers == [
+        {"type": "tool_response", "request_id": 1, "result": 0},
+        {"type": "tool_response", "request_id": 2, "result": "next"},
+    ]
+
+
+async def test_a_tool_that_does_not_let_itself_be_cancelled_is_not_answered_for() -> None:
+    held = Held()
+    async with held.session() as client:
+        client.say(call("stubborn", 1, name="it"))
+        client.say(call("swallow", 2, name="stream"))
+        await client.got(1)
+        client.say(cancel(1))
+        client.say(cancel(2))
+        while client.session._running:
+            await anyio.sleep(0.001)
+        assert held.ended == ["stream"]
+        client.say(call("echo", 3, name="next"))
+        await client.got(2)
+    assert [answer["result"] for answer in client.received] == [1, "next"]
+
+
+async def test_what_it_raises_then_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async with Held().session() as client:
+        client.say(call("fail", name="it"))
+        await anyio.wait_all_tasks_blocked()
+        client.say(cancel())
+        await anyio.wait_all_tasks_blocked()
+    assert client.received == []
+    assert caplog.messages == ["tool fail of server test failed"]
+
+
+async def test_a_long_way_to_give_up_works_too() -> None:
+    held = Held()
+    async with held.session() as client:
+        client.say(call("hold", name="it"))
+        client.say(json.dumps({**cancel(), "reason": "x" * 5000}))
+        await anyio.wait_all_tasks_blocked()
+        client.say(json.dumps(cancel()).encode())
+        await anyio.wait_all_tasks_blocked()
+        assert len(held.begun) == len(held.ended)
+    assert client.received == []
+
+
 # What hostile clients say
 
 
@@ -296,8 +550,8 @@ DEEP = "[" * 100_000 + "]" * 100_000
         ("1" * 10_000, None, "the message is not JSON"),
         (DEEP, None, "the message is not JSON"),
         ("[1]", None, "the message is not a JSON object"),
-        ({"type": "other", "request_id": 5}, 5, '"type" must be "utcp", "discover" or "call_tool"'),
-        ({"type": ["utcp"]}, None, '"type" must be "utcp", "discover" or "call_tool"'),
+        ({"type": "other", "request_id": 5}, 5, '"type" must be "utcp", "discover", "call_tool" or "cancel"'),
+        ({"type": ["utcp"]}, None, '"type" must be "utcp", "discover", "call_tool" or "cancel"'),
         (call("echo", "i" * 999), None, '"request_id" must be JSON of at most 1000 characters'),
         ('{"type": "call_tool", "request_id": 1e999}', None, '"request_id" must be JSON of at most 1000 characters'),
         (call("nothing"), 1, "unknown tool 'nothing'"),

@@ -70,12 +70,5 @@ def prepare(
     timeout = plan.response_timeout
     if isinstance(timeout, Template):
         timeout = render_number(timeout, context)
-    farewell = _farewell(plan, context) if plan.on_end and plan.settings.multiplex else None
+    farewell = tuple([send.encode(context) for send in plan.farewell]) if plan.farewell else None
     return Request(plan, context, endpoint, message, timeout, farewell)
-
-
-def _farewell(plan: Plan, context: RenderContext) -> Hashable:
-    sends = [step.send for step in plan.on_end if step.send is not None]
-    if any(send.uses_call_id or send.captures for send in sends):
-        return None
-    return tuple(send.encode(context) for send in sends) or None

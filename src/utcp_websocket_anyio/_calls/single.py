@@ -1,16 +1,19 @@
 """The exchange of most calls: one message is sent, and one response comes.
 
 An `Exchange` can do more, and so costs three times as much. What it means here that a message comes, that time passes
-or that the connection goes is the same as there; but there are no steps, there is no farewell, nothing to acknowledge
-and nothing to go on with, and one response needs no queue. `Plan.is_single` says for which templates that is true, and
-the tests of calls run with both.
+or that the connection goes is the same as there; but there are no steps, nothing to acknowledge and nothing to go on
+with, a farewell is one message that needs no answer, and one response needs no queue. `Plan.is_single` says for which
+templates that is true, and the tests of calls run with both.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
+from .._connections.bulkhead import log_internal_error
+from .._connections.steps import step_name
 from .._templates.received import Message, ResponseError
 from .._wire import Interrupted
 from ..errors import WebSocketError, WebSocketProtocolError
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SingleCall"]
 
+_log = logging.getLogger(__name__)
+
 
 class SingleCall(BaseExchange):
     """A call of one message and one response, and the user of its connection."""
@@ -36,6 +41,7 @@ class SingleCall(BaseExchange):
     _classifier: ResponseClassifier
     _response: Message | None = None
     _is_error = False
+    _ended_by_server = False
     _early: tuple[Message, ...] = ()
 
     async def collect(self) -> Any:
@@ -114,7 +120,24 @@ class SingleCall(BaseExchange):
         if connection is not None:
             self._connection = None
             self._channel.finish()
-            self._hand_back(connection, is_good=self.state is COMPLETE)
+            is_good = self.state is COMPLETE
+            if not is_good:
+                try:
+                    self._part(connection)
+                except Exception as error:  # noqa: BLE001 - the bulkhead: the connection must not get lost
+                    log_internal_error(_log, error, "leaving a call")
+            self._hand_back(connection, is_good=is_good)
+
+    def _part(self, connection: Connection) -> None:
+        """Say that the call is left, in this moment, before anything that is sent later."""
+        parting = self._plan.parting
+        if parting is None or self._ended_by_server or self.state is OPENING or connection.error is not None:
+            return
+        context = self._context
+        data = parting.encode(context.for_step(context.call_id, connection.next_id, connection.captured))
+        if connection.trace is not None:
+            connection.trace("sent", data, step_name(self._plan.on_end[0]))
+        connection.post(data)
 
     # As its connection sees it
 
@@ -150,6 +173,7 @@ class SingleCall(BaseExchange):
             self._is_error = True
             self.state = COMPLETE
         else:
+            self._ended_by_server = True
             self._fail(
                 WebSocketProtocolError(
                     "the server ended the exchange after 0 of 1 responses", endpoint=self._endpoint.display_url

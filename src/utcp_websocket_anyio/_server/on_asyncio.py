@@ -25,9 +25,9 @@ from websockets.http11 import Request, Response
 from websockets.protocol import Event, State
 from websockets.server import ServerProtocol
 
-from .transport import CLOSING_TIME, HANDSHAKE_TIME, Carrier, Disconnected, Handshake, Tasks, max_parts
+from .transport import CLOSING_TIME, HANDSHAKE_TIME, Carrier, Disconnected, Handshake, Scope, Tasks, max_parts
 
-__all__ = ["is_cancelled", "loop_caller", "open_tasks", "serve_connections"]
+__all__ = ["is_cancelled", "loop_caller", "open_scope", "open_tasks", "serve_connections"]
 
 _log = logging.getLogger(__name__)
 # `websockets` logs requests, which hold the token.
@@ -51,6 +51,11 @@ async def serve_connections(sockets: Sequence[socket], carrier: Carrier) -> None
 def open_tasks() -> AbstractAsyncContextManager[Tasks]:
     """See `transport`."""
     return anyio.create_task_group()
+
+
+def open_scope() -> Scope:
+    """See `transport`."""
+    return anyio.CancelScope()
 
 
 def is_cancelled() -> bool:

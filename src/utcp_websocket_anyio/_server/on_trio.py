@@ -24,11 +24,12 @@ from .transport import (
     Carrier,
     Disconnected,
     Handshake,
+    Scope,
     Tasks,
     max_parts,
 )
 
-__all__ = ["is_cancelled", "loop_caller", "open_tasks", "serve_connections"]
+__all__ = ["is_cancelled", "loop_caller", "open_scope", "open_tasks", "serve_connections"]
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,11 @@ async def serve_connections(sockets: Sequence[socket], carrier: Carrier) -> None
 def open_tasks() -> AbstractAsyncContextManager[Tasks]:
     """See `transport`."""
     return trio.open_nursery()
+
+
+def open_scope() -> Scope:
+    """See `transport`."""
+    return trio.CancelScope()
 
 
 def is_cancelled() -> bool:

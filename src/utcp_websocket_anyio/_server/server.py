@@ -57,7 +57,7 @@ class ToolServer:
     An ``async`` function runs in the server's event loop. A plain one runs in a worker thread, which is abandoned if
     the call is cancelled. Generators of both kinds are streams: `call_tool_streaming` gives each item as it comes,
     `call_tool` a list of them. What a function raises is the tool's error; its text goes to the caller, its traceback
-    to the log.
+    to the log. A call that its client gives up is cancelled.
 
     A server on loopback serves programs on the same machine, and no page in its browser. Beyond loopback, give it a
     token.
@@ -222,7 +222,10 @@ class ToolServer:
                 _log.warning("server %s has no token, and can be called by %s", self.name, self.audience)
             self._url = f"{self._scheme}://{_shown(host)}:{sockets[0].getsockname()[1]}"
             service = self._service(
-                workers=Workers(seam.loop_caller()), open_tasks=seam.open_tasks, is_cancelled=seam.is_cancelled
+                workers=Workers(seam.loop_caller()),
+                open_tasks=seam.open_tasks,
+                open_scope=seam.open_scope,
+                is_cancelled=seam.is_cancelled,
             )
             carrier = Carrier(
                 ssl_context=self._ssl_context,

@@ -69,6 +69,7 @@ class Tool:
             },
             "message_filter": {"request_id": "{{uuid}}"},
             "multiplex": True,
+            "on_end": [{"send": {"type": "cancel", "request_id": "{{uuid}}"}}],
         }
         if self.is_stream:
             # Without an end of its own, an open-ended exchange would take a time-out for it, and be cut short silently.

@@ -6,6 +6,7 @@ over trio-websocket and `on_asyncio` over `websockets`, which only carry message
 
     async def serve_connections(sockets, carrier: Carrier) -> None
     def open_tasks() -> AbstractAsyncContextManager[Tasks]
+    def open_scope() -> Scope
     def loop_caller() -> Callable[[Callable[[], object]], object]
     def is_cancelled() -> bool
 
@@ -13,8 +14,8 @@ over trio-websocket and `on_asyncio` over `websockets`, which only carry message
 objection, and runs `handle` with the connection; whatever happens there ends that connection only. When it is
 cancelled it cancels every `handle`, and ends within a few seconds whatever the clients do.
 
-`open_tasks` opens a task group for the calls of a connection: on trio its own, because anyio's gives each task a cancel
-scope, which costs a small call a quarter more.
+`open_tasks` opens a task group for the calls of a connection: on trio its own, because anyio's costs a small call a
+quarter more. `open_scope` makes a cancel scope for one of them.
 
 `loop_caller`, called in the event loop, gives a function with which a thread has something called there.
 
@@ -27,6 +28,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Protocol
 
 __all__ = [
@@ -114,6 +116,12 @@ class Scope(Protocol):
 
     def cancel(self) -> object:
         """Cancel what runs in it."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> bool: ...
 
 
 class Connection(Protocol):

@@ -170,11 +170,13 @@ class Plan:
         correlation: Place at which each message of the exchange has a value of the call, and that value; None: unknown.
         knows_its_answers: True if no message that is another call's can be taken for one of this call's.
         captures: True if steps of the call may capture something.
+        farewell: The messages of `on_end` on a shared connection, unless one of them holds a value of the call's own.
+        parting: The message of `on_end` on a shared connection, if that is all of it and no other call's is the same.
         is_filtered: True if a message may mean anything else than a response.
         may_have_envelopes: True if a UTCP envelope is read as one.
         joins_text: True if responses are joined as they came, and decoded as a whole.
         numbers_calls: True if each call takes a number of its connection.
-        is_single: True if a call is one message and one response, and nothing else.
+        is_single: True if a call is one message and one response, and nothing else but `parting`.
         sole_message: The message of the request, if the request is one step.
         takes_messages_as_they_are: True if a message that is not a UTCP envelope is a response just as it was received.
     """
@@ -226,6 +228,8 @@ class Plan:
     _fixed_subprotocols: tuple[str, ...] | None = None
     _is_fixed: bool = False
     captures: bool = field(init=False)
+    farewell: tuple[MessageTemplate, ...] = field(init=False)
+    parting: MessageTemplate | None = field(init=False)
     is_filtered: bool = field(init=False)
     may_have_envelopes: bool = field(init=False)
     joins_text: bool = field(init=False)
@@ -241,6 +245,13 @@ class Plan:
         request = self.request
         captures = self.before or self.on_end or self.on_response or self.resume or len(request) > 1
         object.__setattr__(self, "captures", bool(captures))
+        farewell = tuple([step.send for step in self.on_end if step.send is not None])
+        is_numbered = any("uuid" in send.kinds or send.uses_call_id for send in farewell)
+        is_own = is_numbered or any(send.captures for send in farewell)
+        object.__setattr__(self, "farewell", farewell if self.settings.multiplex and not is_own else ())
+        is_alone = len(self.on_end) == 1 and self.on_end[0].only_sends and not self.on_end[0].always
+        is_parting = is_alone and is_numbered and not farewell[0].capture_names and self.settings.multiplex
+        object.__setattr__(self, "parting", farewell[0] if is_parting else None)
         object.__setattr__(self, "sole_message", request[0].send if len(request) == 1 else None)
         filters = self.error_filter or self.last_filter or self.end_filter or self.message_filter
         has_plain_results = self.result is None and self.response_format != "raw"
@@ -253,7 +264,8 @@ class Plan:
         object.__setattr__(self, "numbers_calls", bool(self.uses_call_id or self.on_end or self.on_response))
         object.__setattr__(self, "takes_messages_as_they_are", as_they_are)
         is_one = len(request) == 1 and request[0].only_sends and self.expected_responses in (None, 1)
-        more = self.before or self.on_response or self.on_end or self.session or self.spread
+        has_steps = self.before or self.on_response or (self.on_end and self.parting is None)
+        more = has_steps or self.session or self.spread
         object.__setattr__(self, "is_single", is_one and not more and self.collect != "join")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
