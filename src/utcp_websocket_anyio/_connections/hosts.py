@@ -36,7 +36,6 @@ import atexit
 import contextvars
 import inspect
 import logging
-import os
 import threading
 import weakref
 from collections import deque
@@ -48,6 +47,7 @@ import anyio
 import sniffio
 from anyio.abc import TaskGroup
 
+from .._net.forks import in_each_child
 from ..errors import WebSocketError
 from .pool import Pool
 from .statistics import Counters, Statistics, total
@@ -544,7 +544,7 @@ def _end_all() -> None:
         ended.wait(_POLL_INTERVAL)
 
 
-def _after_fork() -> None:
+def _begin_anew() -> None:
     global _registry_lock  # noqa: PLW0603 - the parent's may be held by a thread that the child does not have
     _registry_lock = threading.Lock()
     for loop in _registry:
@@ -557,5 +557,4 @@ def _after_fork() -> None:
 
 
 atexit.register(_end_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+in_each_child(_begin_anew)

@@ -7,8 +7,7 @@ One token request serves all of them. The cases, for a caller that needs a token
 - none is being fetched: this caller *leads*, and fetches it in its own task, within its own time limit;
 - one is: this caller *follows*, and waits to be woken. A leader that fails tells its followers the error; one that
   is cancelled tells them nothing, and the first of them that runs leads. A leader in another event loop may never be
-  heard of again (its loop was stopped, or the process was forked from it), so a follower there waits for a few
-  seconds only, and then leads as well.
+  heard of again (its loop was stopped), so a follower there waits for a few seconds only, and then leads as well.
 
 `TokenCache._lock` protects its two tables. It is held for dictionary operations only, never while anything waits. Which
 event loop a follower waits in is left to its `Wakeup`.
@@ -26,6 +25,7 @@ import re
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,7 @@ from utcp.data.auth import Auth
 from utcp.data.auth_implementations import ApiKeyAuth, BasicAuth, OAuth2Auth
 
 from ..errors import WebSocketAuthError, WebSocketConnectionError, WebSocketError, WebSocketSecurityError
+from .forks import in_each_child
 from .http import may_come_right, request, seconds_to_wait
 from .security import check_header, display_url, is_text
 from .transport import Network
@@ -225,6 +226,12 @@ class TokenCache:
         self._tokens: dict[Hashable, _Token] = {}
         self._fetches: dict[Hashable, _Fetch] = {}
         self._clock = clock
+        _all_caches.add(self)
+
+    def begin_anew(self) -> None:
+        """Keep the tokens, and forget who fetches one, in a process that was forked."""
+        self._lock = threading.RLock()
+        self._fetches = {}
 
     async def token(self, auth: OAuth2Auth, *, network: Network, endpoint: str) -> str:
         """The token for these credentials, fetched if there is none that lasts another 30 seconds.
@@ -318,6 +325,17 @@ class TokenCache:
         self._tokens[key] = token
         while len(self._tokens) > _MAX_TOKENS:
             del self._tokens[next(iter(self._tokens))]
+
+
+_all_caches: weakref.WeakSet[TokenCache] = weakref.WeakSet()
+
+
+def _begin_anew() -> None:
+    for cache in list(_all_caches):
+        cache.begin_anew()
+
+
+in_each_child(_begin_anew)
 
 
 async def _fetch_token(auth: OAuth2Auth, network: Network, endpoint: str) -> tuple[str, float]:

@@ -14,6 +14,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Any, Final
 
+from .forks import in_each_child
 from .wakeup import Wakeup
 
 __all__ = ["Address", "resolve"]
@@ -66,6 +67,10 @@ class _Lookups:
     """All lookups of the process. The lock protects all of it: several event loops and the lookups' threads use it."""
 
     def __init__(self) -> None:
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Have no lookups; in a process that was forked, no thread makes those of before."""
         self._lock = threading.Lock()
         self._by_host: dict[str, _Lookup] = {}
         self._queue: deque[_Lookup] = deque()
@@ -119,3 +124,4 @@ class _Lookups:
 
 
 _lookups = _Lookups()
+in_each_child(_lookups.begin_anew)

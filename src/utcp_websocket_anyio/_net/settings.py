@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import mapped
+from .forks import in_each_child
 from .hosts import HostList, is_local, plain_host
 from .proxies import ENVIRONMENT, Proxy
 
@@ -257,6 +258,14 @@ def _rebuild(values: dict[str, Any]) -> NetworkSettings:
 
 _lock = threading.Lock()
 """Protects `_with_sockets`: settings are made and templates validated in any thread."""
+
+
+def _begin_anew() -> None:
+    global _lock  # noqa: PLW0603 - a thread of the parent may hold it
+    _lock = threading.Lock()
+
+
+in_each_child(_begin_anew)
 
 # By identity: of two equal settings, one may go while the other is in use.
 _with_sockets: weakref.WeakValueDictionary[int, NetworkSettings] = weakref.WeakValueDictionary()

@@ -33,6 +33,7 @@ from utcp.exceptions import UtcpSerializerValidationError
 from utcp.interfaces.serializer import Serializer
 
 from .._net.auth import check_credentials
+from .._net.forks import in_each_child
 from .._net.security import check_header, check_http_url, check_websocket_url
 from .compiler import CombinationError, compile_plan
 from .fields import FIELDS, OLD_NAMES, CallTemplateFields
@@ -310,6 +311,12 @@ class _Cache:
         self._size = 0
         self._lock = threading.Lock()
 
+    def begin_anew(self) -> None:
+        """Have nothing, in a process that was forked: another thread may have been putting something in."""
+        self._lock = threading.Lock()
+        self._entries = OrderedDict()
+        self._size = 0
+
     def __len__(self) -> int:
         return len(self._entries)
 
@@ -343,6 +350,7 @@ class _Cache:
 
 
 _cache = _Cache()
+in_each_child(_cache.begin_anew)
 
 
 def _validated(values: dict[str, Any]) -> WebSocketCallTemplate:

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from .._net.forks import in_each_child
+
 __all__ = ["READ_SIZE", "Assembly", "MaskingKeys", "SharedBuffers", "masking_keys", "shared_buffers"]
 
 READ_SIZE: Final = 256 * 1024
@@ -87,8 +89,7 @@ class MaskingKeys(threading.local):
 
 
 masking_keys = MaskingKeys()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=masking_keys.draw)
+in_each_child(masking_keys.draw)
 
 
 class Assembly:
