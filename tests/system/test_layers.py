@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
 import sys
+import textwrap
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -116,3 +118,28 @@ def test_what_a_module_says_it_offers_is_there(module: tuple[str, ...]) -> None:
     loaded = importlib.import_module(name)
     for public in getattr(loaded, "__all__", ()):
         assert getattr(loaded, public) is not None
+
+
+LATE = ["click", "cryptography", "h11", "httpx", "jmespath", "jwt", "python_socks", "regex", "rich", "trio"]
+
+
+def test_what_only_some_calls_need_is_imported_for_them() -> None:
+    source = """
+        import asyncio, sys
+        from utcp_websocket_anyio import WebSocketCallTemplate, WebSocketCommunicationProtocol, WebSocketConnectionError
+
+        async def call(**fields):
+            template = WebSocketCallTemplate(name="m", url="ws://127.0.0.1:1", **fields)
+            async with WebSocketCommunicationProtocol() as protocol:
+                try:
+                    await protocol.call_tool(None, "m.t", {"a": 1}, template)
+                except WebSocketConnectionError:
+                    pass
+            print(*[name for name in sys.argv[1:] if name in sys.modules])
+
+        asyncio.run(call(message={"id": "{{call_id}}"}, message_filter={"id": "{{call_id}}"}, result={"path": "a"}))
+        asyncio.run(call(message_filter="a", result={"select": "a"}))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(source), *LATE]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
+    assert told.stdout.splitlines() == ["", "jmespath regex"]
