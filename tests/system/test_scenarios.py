@@ -9,7 +9,7 @@ import copy
 import importlib.metadata
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,7 +173,10 @@ async def caller(module: Any, endpoint: Endpoint) -> AsyncIterator[Caller]:
     """A plugin that knows the endpoint."""
     async with peer(endpoint) as url:
         host = url.partition("://")[2].strip("/")
-        local: Callable[[str], str] = lambda text: text.replace("http://127.0.0.1/", f"http://{host}/")  # noqa: E731
+
+        def local(text: str) -> str:
+            return text.replace("http://127.0.0.1/", f"http://{host}/")
+
         fields = json.loads(local(json.dumps(endpoint.scenario["fields"])))
         fields = {"name": "manual", "call_template_type": "websocket", "url": url, **fields}
         if module is utcp_websocket_anyio:
