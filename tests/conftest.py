@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,14 +73,27 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show what tests have measured."""
+    """Show what tests have measured. What they have counted, a dict, is added up for each backend."""
     figures = [
-        (report.nodeid, figure) for report in terminalreporter.getreports("passed") for figure in report.user_properties
+        (report.nodeid.rpartition("[")[2].rstrip("]"), name, value)
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
     ]
     if figures:
         terminalreporter.section("figures")
-    for test, (name, value) in figures:
-        terminalreporter.line(f"{value!s:>12}  {name}  {test.rpartition('[')[2].rstrip(']')}")
+    counts: dict[str, dict[str, Counter[str]]] = {}
+    for parameters, name, value in figures:
+        if isinstance(value, dict):
+            of_this_kind = counts.setdefault(name, {})
+            for label in (parameters.partition("-")[0], "all together"):
+                of_this_kind.setdefault(label, Counter()).update(value)
+        else:
+            terminalreporter.line(f"{value!s:>12}  {name}  {parameters}")
+    for name, of_this_kind in counts.items():
+        for label in sorted(of_this_kind, key=lambda label: (label == "all together", label)):
+            counted = of_this_kind[label]
+            told = ", ".join(f"{count} {what}" for what, count in sorted(counted.items(), key=lambda item: -item[1]))
+            terminalreporter.line(f"{counted.total():>12}  {name}  {label}: {told}")
 
 
 @pytest.fixture(autouse=True)

@@ -6,17 +6,21 @@ import enum
 import random
 import socket
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Protocol
 
 import anyio
 import anyio.abc
 
 _BROKEN = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
+_RECORD_HEADER = 5
+
 
 class Fault(enum.Enum):
-    """The damage to one direction of a connection after a number of bytes."""
+    """The damage to one direction of a connection at some place."""
 
     DELAY = enum.auto()
     SPLIT = enum.auto()
@@ -26,32 +30,115 @@ class Fault(enum.Enum):
     RESET = enum.auto()
 
 
+class Place(Protocol):
+    """A place in what is passed on in one direction."""
+
+    def within(self, data: bytes) -> int | None:
+        """How many of the next bytes lie before it; None if it does not come within them."""
+
+
+class Bytes:
+    """The place behind so many bytes."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+
+    def within(self, data: bytes) -> int | None:
+        if self._left >= len(data):
+            self._left -= len(data)
+            return None
+        return self._left
+
+
+class Records:
+    """A place in a TLS stream: behind so many whole records (RFC 8446, section 5.1) and a part of the next one.
+
+    Args:
+        whole: Number of records before it.
+        part: The share of the next record that lies before it; with 0 the place is right behind the last whole one,
+            and is reached before anything else has come.
+    """
+
+    def __init__(self, whole: int, part: float = 0) -> None:
+        self._whole = whole
+        self._part = part
+        self._head = b""
+        self._size = 0
+        self._taken = 0  # of the record that is passing
+
+    def within(self, data: bytes) -> int | None:
+        position = 0
+        while True:
+            if not self._whole and not self._part:
+                return position
+            if position == len(data):
+                return None
+            if not self._size:
+                needed = _RECORD_HEADER - len(self._head)
+                self._head += data[position : position + needed]
+                if len(self._head) < _RECORD_HEADER:
+                    self._taken = len(self._head)
+                    return None
+                self._size = _RECORD_HEADER + int.from_bytes(self._head[3:], "big")
+            end = self._size if self._whole else max(self._taken, int(self._size * self._part), 1)
+            step = end - self._taken
+            if step > len(data) - position:
+                self._taken += len(data) - position
+                return None
+            position += step
+            if not self._whole:
+                return position
+            self._whole -= 1
+            self._head, self._size, self._taken = b"", 0, 0
+
+
 class FaultProxy:
     """Passes bytes on to a server, until it does something else.
 
     Args:
         target: The server's port.
-        seed: Decides which connection suffers what, and after how many bytes.
+        seed: Decides which connection suffers what, and where.
         harm: The share of directions that suffer something.
+        tls: True if what passes is TLS; half of the places are then counted in records.
 
     Attributes:
         port: Its own.
-        inflicted: What was done so far.
+        inflicted: What was done so far, and how often.
+        harm: As above; it may be changed at any time.
+        reset_at: A place in what the server sends, from now on, where the connection is reset.
+        is_holding_up: True while nothing more is taken from clients.
     """
 
-    def __init__(self, target: int, *, seed: int, harm: float) -> None:
+    def __init__(self, target: int, *, seed: int, harm: float, tls: bool = False) -> None:
         self._target = target
         self.port = 0
-        self.inflicted: list[Fault] = []
+        self.inflicted: Counter[Fault] = Counter()
+        self.harm = harm
+        self.reset_at: Place | None = None
+        self.is_holding_up = False
         self._random = random.Random(seed)
-        self._harm = harm
+        self._tls = tls
         self._is_down = False
-        self._open: list[anyio.CancelScope] = []
+        self._open: dict[anyio.CancelScope, anyio.abc.SocketStream] = {}
+
+    @property
+    def connections(self) -> int:
+        """How many there are now."""
+        return len(self._open)
 
     def kill_one(self) -> None:
-        """Drop one of the connections."""
+        """Drop one of the connections, half of the time by a reset: whatever its client is doing just then."""
         if self._open:
-            self._random.choice(self._open).cancel()
+            scope, client = self._random.choice(list(self._open.items()))
+            if self._random.random() < 0.5:
+                self._reset(client)
+            scope.cancel()
+
+    def reset_all(self) -> None:
+        """Reset every connection now."""
+        for scope, client in self._open.items():
+            self._reset(client)
+            scope.cancel()
 
     async def break_down(self, seconds: float) -> None:
         """Drop every connection, and each new one for so long."""
@@ -68,17 +155,17 @@ class FaultProxy:
             await anyio.aclose_forcefully(client)
             return
         with anyio.CancelScope() as scope:
-            self._open.append(scope)
+            self._open[scope] = client
             try:
                 async with (
                     client,
                     await self._connect() as server,
                     anyio.create_task_group() as task_group,
                 ):
-                    task_group.start_soon(self._pass_on, client, server, scope)
-                    task_group.start_soon(self._pass_on, server, client, scope)
+                    task_group.start_soon(self._pass_on, client, server, scope, False)
+                    task_group.start_soon(self._pass_on, server, client, scope, True)
             finally:
-                self._open.remove(scope)
+                del self._open[scope]
 
     async def _connect(self) -> anyio.abc.SocketStream:
         # Cancelled at the wrong moment, connect_tcp of older releases leaves its socket open on asyncio.
@@ -86,23 +173,41 @@ class FaultProxy:
             server = await anyio.connect_tcp("127.0.0.1", self._target)
         return server  # noqa: RET504 - a scope that may be cancelled may leave nothing to return
 
+    def _chosen(self) -> tuple[Fault, Place] | tuple[None, None]:
+        """What happens to a new direction, and where."""
+        if self._random.random() >= self.harm:
+            return None, None
+        fault = self._random.choice(list(Fault))
+        if self._tls and self._random.random() < 0.5:
+            # The handshake is two to four records each way. The parts: right behind one, in a header, anywhere.
+            part = self._random.choice([0, 0.001, self._random.random()])
+            return fault, Records(self._random.randrange(9), part)
+        return fault, Bytes(self._random.randrange(3000))
+
     async def _pass_on(
-        self, source: anyio.abc.SocketStream, sink: anyio.abc.SocketStream, connection: anyio.CancelScope
+        self,
+        source: anyio.abc.SocketStream,
+        sink: anyio.abc.SocketStream,
+        connection: anyio.CancelScope,
+        to_client: bool,
     ) -> None:
-        fault = self._random.choice(list(Fault)) if self._random.random() < self._harm else None
-        left = self._random.randrange(0, 3000)
+        fault, place = self._chosen()
         try:
             while True:
                 data = await source.receive()
-                if fault is None or left >= len(data):
-                    left -= len(data)
+                if to_client and self.reset_at is not None:
+                    fault, place = Fault.RESET, self.reset_at
+                while self.is_holding_up and not to_client:
+                    await anyio.sleep(0.001)
+                before = None if place is None else place.within(data)
+                if fault is None or before is None:
                     await sink.send(data)
                     continue
-                if left > 0:
-                    await sink.send(data[:left])
-                self.inflicted.append(fault)
-                if await self._inflict(fault, data[max(left, 0) :], sink):
-                    fault = None
+                if before:
+                    await sink.send(data[:before])
+                self.inflicted[fault] += 1
+                if await self._inflict(fault, data[before:], sink):
+                    fault = place = None
                     continue
                 break
         except anyio.EndOfStream:
@@ -130,9 +235,16 @@ class FaultProxy:
             await self._end(sink)
             await anyio.sleep_forever()
         if fault is Fault.RESET:
+            self._reset(sink)
+        return False
+
+    @staticmethod
+    def _reset(sink: anyio.abc.SocketStream) -> None:
+        """Have a stream, once it is closed, tell its other end so by a reset."""
+        # It may be closed already; then uvloop has no socket.
+        with suppress(OSError, AttributeError):
             raw = sink.extra(anyio.abc.SocketAttribute.raw_socket)
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        return False
 
     @staticmethod
     async def _end(sink: anyio.abc.SocketStream) -> None:
@@ -142,14 +254,18 @@ class FaultProxy:
 
 
 @asynccontextmanager
-async def fault_proxy(target: int, *, seed: int, harm: float) -> AsyncIterator[FaultProxy]:
-    """A proxy in front of the server at a port."""
-    proxy = FaultProxy(target, seed=seed, harm=harm)
+async def fault_proxy(target: int, *, seed: int = 0, harm: float = 0, tls: bool = False) -> AsyncIterator[FaultProxy]:
+    """A proxy in front of the server at a port; without harm it only does what it is told."""
+    proxy = FaultProxy(target, seed=seed, harm=harm, tls=tls)
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     proxy.port = listener.extra(anyio.abc.SocketAttribute.local_port)
-    async with anyio.create_task_group() as task_group:
+    failure: BaseException | None = None
+    async with listener, anyio.create_task_group() as task_group:
         task_group.start_soon(listener.serve, proxy.serve)  # noqa: ASYNC113 - the listener queues from the start
-        yield proxy
+        try:
+            yield proxy
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - raised again below, outside the group
+            failure = error
         task_group.cancel_scope.cancel()
-    with anyio.CancelScope(shield=True):
-        await listener.aclose()
+    if failure is not None:
+        raise failure

@@ -18,6 +18,11 @@ def template(url: str, **fields: Any) -> WebSocketCallTemplate:
     return WebSocketCallTemplate(name="manual", url=url, **fields)
 
 
+def port_of(url: str) -> int:
+    """The port in the URL of a test's server."""
+    return int(url.rpartition(":")[2].strip("/"))
+
+
 def pool_of(protocol: WebSocketCommunicationProtocol) -> Pool:
     """The pool of the running event loop; after an entered object was left, its last one."""
     home = protocol._home

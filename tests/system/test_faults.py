@@ -1,11 +1,13 @@
-"""Random runs over a network that misbehaves: nothing is lost, mixed up, leaked or stuck.
+"""Random runs over a network and against a server that misbehave: nothing is lost, mixed up, leaked or stuck.
 
-A run is decided by its seed, which is in the test's name; ``FAULT_SEEDS=17,18`` replays some.
+A run is decided by its seed, which is in the test's name. ``FAULT_SEEDS=17,40-99`` names other seeds than the two of
+an ordinary test run; the summary of the test run adds up what has become of all calls.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
+import gc
 import os
 import random
 import ssl
@@ -16,22 +18,47 @@ from typing import Any
 
 import anyio
 import pytest
+import sniffio
+import trio
 import trustme
+from support.collecting import collecting
 from support.fault_proxy import FaultProxy, fault_proxy
-from support.peers import Peer, peer
-from support.protocol import pool_of, template
+from support.faulty_server import CLOSES, FaultyServer
+from support.leftovers import nothing_is_left
+from support.peers import peer
+from support.protocol import pool_of, port_of, template
 
-from utcp_websocket_anyio import WebSocketCallTemplate, WebSocketCommunicationProtocol, WebSocketError
+from utcp_websocket_anyio import (
+    WebSocketCallTemplate,
+    WebSocketClosedError,
+    WebSocketCommunicationProtocol,
+    WebSocketConnectionError,
+    WebSocketError,
+    WebSocketProtocolError,
+    WebSocketTimeoutError,
+)
 
 pytestmark = pytest.mark.anyio
 
-SEEDS = [int(seed) for seed in os.environ.get("FAULT_SEEDS", "1,2").split(",")]
+
+def seeds(told: str) -> list[int]:
+    """The numbers of a list of numbers and ranges."""
+    found: list[int] = []
+    for part in told.split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+SEEDS = seeds(os.environ.get("FAULT_SEEDS", "1,2"))
 CALLERS = 12
-CALLS = 15
+CALLS = 12
 TIMEOUT = 0.8
+STREAM_TIMEOUT = 1.5
 PATIENCE = 10
 """Seconds that a call may take beyond its deadlines on a machine that does other things, too."""
 
+REQUEST = {name: f"{{{{args.{name}}}}}" for name in ("n", "parts", "pad", "pause", "ends")}
 COMMON: dict[str, Any] = {
     "timeout": TIMEOUT,
     "connection_timeout": TIMEOUT,
@@ -39,16 +66,34 @@ COMMON: dict[str, Any] = {
     "pong_timeout": 0.2,
     "max_connections": 5,
     "response_format": "json",
-    "message": {"id": "{{uuid}}", "n": "{{args.n}}", "parts": "{{args.parts}}", "pad": "{{args.pad}}"},
+    "message": {**REQUEST, "id": "{{uuid}}", "start": 0},
 }
+OWN: dict[str, Any] = {"message_filter": {"id": "{{uuid}}"}}
 MODES: dict[str, dict[str, Any]] = {
     "exclusive": {},
-    "filtered": {"message_filter": {"id": "{{uuid}}"}},
-    "multiplexed": {"multiplex": True, "message_filter": {"id": "{{uuid}}"}},
+    "filtered": {**OWN},
+    "multiplexed": {"multiplex": True, **OWN},
     "compressed": {"compression": "deflate", "compression_threshold": 0},
     "over TLS": {},
-    "multiplexed over TLS": {"multiplex": True, "message_filter": {"id": "{{uuid}}"}},
+    "multiplexed over TLS": {"multiplex": True, **OWN},
 }
+UNTIL_LAST: dict[str, Any] = {
+    "last_filter": {"id": "{{uuid}}", "last": True},
+    "response_timeout": STREAM_TIMEOUT,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "call": {},
+    "call for several": {"expected_responses": 3},
+    "stream of several": {"expected_responses": 3},
+    "stream": {**UNTIL_LAST},
+    "resumed": {
+        **UNTIL_LAST,
+        "on_response": {"capture": {"next": {"path": "next"}}},
+        "resume": {"request": [{"send": {**REQUEST, "id": "{{uuid}}", "start": "{{captured.next}}"}}]},
+    },
+    "dropped": {"response_timeout": STREAM_TIMEOUT},
+}
+"""The kinds of calls, and what their templates have beyond that of the mode."""
 
 
 @pytest.fixture(scope="module")
@@ -59,33 +104,6 @@ def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     authority.issue_cert("127.0.0.1").configure_cert(server)
     authority.configure_trust(client)
     return server, client
-
-
-async def answer(peer: Peer) -> None:
-    """Answers each request with as many parts as it asks for, sometimes late, never for somebody else."""
-    await peer.handshake()
-    async with anyio.create_task_group() as task_group:
-        lock = anyio.Lock()
-
-        async def respond(request: dict[str, Any]) -> None:
-            if request["n"] % 7 == 0:
-                await anyio.sleep(0.01)
-            for part in range(request["parts"]):
-                async with lock:
-                    await peer.send({"id": request["id"], "n": request["n"], "part": part, "pad": request["pad"]})
-
-        while True:
-            task_group.start_soon(respond, await peer.receive_json())
-
-
-async def patiently(peer: Peer) -> None:
-    """As `answer`; a connection that ends is no reason to complain."""
-    try:
-        await answer(peer)
-    except AssertionError:
-        raise
-    except Exception:  # noqa: BLE001 - whatever the connection ended with
-        raise anyio.EndOfStream from None
 
 
 @asynccontextmanager
@@ -107,71 +125,194 @@ async def trouble(proxy: FaultProxy, seed: int) -> AsyncIterator[None]:
         task_group.cancel_scope.cancel()
 
 
-async def call_again_and_again(
-    protocol: WebSocketCommunicationProtocol, call_template: WebSocketCallTemplate, seed: int, outcomes: Counter[str]
-) -> None:
-    randomly = random.Random(seed)
-    for _ in range(CALLS):
-        parts = randomly.choice([1, 1, 1, 3])
-        arguments = {"n": randomly.randrange(10**9), "parts": parts, "pad": "x" * randomly.choice([0, 10, 5000])}
-        # Some callers lose patience: in no time, while connecting, while waiting for the answer.
-        patience = randomly.choice([0, 0.001, 0.01, 100, 100, 100, 100, 100])
-        began = anyio.current_time()
-        with anyio.move_on_after(patience) as scope:
-            try:
-                if parts == 1:
-                    received = [await protocol.call_tool(None, "manual.t", arguments, call_template)]
-                else:
-                    several = call_template.model_copy(update={"expected_responses": parts})
-                    received = [
-                        part async for part in protocol.call_tool_streaming(None, "manual.t", arguments, several)
-                    ]
-            except WebSocketError as error:
-                outcomes[type(error).__name__] += 1
+class Run:
+    """One run: its callers, and what becomes of their calls.
+
+    Args:
+        templates: That of each kind of call.
+        outcomes: Counts how often a call ends in which way.
+    """
+
+    def __init__(
+        self,
+        protocol: WebSocketCommunicationProtocol,
+        server: FaultyServer,
+        templates: dict[str, WebSocketCallTemplate],
+        outcomes: Counter[str],
+    ) -> None:
+        self._outcomes = outcomes
+        self._protocol = protocol
+        self._server = server
+        self._templates = templates
+
+    async def call_again_and_again(self, seed: int) -> None:
+        randomly = random.Random(seed)
+        for _ in range(CALLS):
+            kind = randomly.choice(["call", "call", "call", *KINDS])
+            parts = {"call": 1, "call for several": 3, "stream of several": 3}.get(kind, randomly.randrange(1, 20))
+            arguments = {
+                "n": randomly.randrange(10**9),
+                "parts": parts,
+                "pad": "x" * randomly.choice([0, 10, 5000]),
+                "pause": 0 if parts <= 3 else randomly.choice([0, 0.002, 0.02]),
+                "ends": kind != "dropped",
+            }
+            # Some callers lose patience: in no time, while connecting, while waiting for the answer.
+            patience = randomly.choice([0, 0.001, 0.01, 0.05, *[100] * 10])
+            began = anyio.current_time()
+            with anyio.move_on_after(patience) as scope:
+                try:
+                    if kind == "dropped":
+                        await self._drop(arguments, randomly)
+                    else:
+                        await self._call(kind, arguments)
+                except WebSocketError as error:
+                    self._check(error)
+                    self._outcomes[type(error).__name__] += 1
+            if scope.cancelled_caught:
+                self._outcomes["cancelled"] += 1
+            # Waiting for a connection, opening one and the response have a deadline each.
+            limit = TIMEOUT if parts <= 3 else STREAM_TIMEOUT
+            assert anyio.current_time() - began < 2 * TIMEOUT + limit + PATIENCE, kind
+
+    async def _call(self, kind: str, arguments: dict[str, Any]) -> None:
+        if kind.startswith("call"):
+            answer = await self._protocol.call_tool(None, "manual.t", arguments, self._templates[kind])
+            received = [answer] if kind == "call" else answer
+        else:
+            stream = self._protocol.call_tool_streaming(None, "manual.t", arguments, self._templates[kind])
+            received = [part async for part in stream]
+        self._compare(received, arguments)
+        if len(received) == arguments["parts"]:
+            self._outcomes["right"] += 1
+        else:
+            # A close can be the end of a stream; one that resumes goes on behind it.
+            assert kind == "stream"
+            assert self._server.closes[1000] + self._server.closes[1001] > 0
+            self._outcomes["ended by a close"] += 1
+
+    @staticmethod
+    def _compare(received: list[Any], arguments: dict[str, Any]) -> None:
+        """What has come is the beginning of the answer, nothing missing, nothing twice."""
+        told = [(part["n"], part["part"], part["pad"]) for part in received]
+        assert told == [(arguments["n"], part, arguments["pad"]) for part in range(len(received))]
+
+    async def _drop(self, arguments: dict[str, Any], randomly: random.Random) -> None:
+        """Take some responses of a stream that has no end, and leave it to the garbage collector."""
+        held: list[Any] = [self._protocol.call_tool_streaming(None, "manual.t", arguments, self._templates["dropped"])]
+        received: list[Any] = []
+        try:
+            for _ in range(randomly.randrange(arguments["parts"] + 1)):
+                received.append(await held[0].__anext__())
+        except StopAsyncIteration:
+            assert self._server.closes[1000] + self._server.closes[1001] > 0
+        self._compare(received, arguments)
+        await randomly.choice(WAYS_TO_DROP)(held)
+        self._outcomes["dropped"] += 1
+
+    def _check(self, error: WebSocketError) -> None:
+        """An error is one that the trouble explains."""
+        if isinstance(error, WebSocketClosedError):
+            if error.code in CLOSES and self._server.closes[error.code] and error.reason:
+                assert error.reason == CLOSES[error.code], repr(error)
             else:
-                expected = [{"n": arguments["n"], "part": part, "pad": arguments["pad"]} for part in range(parts)]
-                assert [{key: part[key] for key in ("n", "part", "pad")} for part in received] == expected
-                outcomes["right"] += 1
-        if scope.cancelled_caught:
-            outcomes["cancelled"] += 1
-        # Waiting for a connection, opening one and the response have a deadline each.
-        assert anyio.current_time() - began < 3 * TIMEOUT + PATIENCE
+                assert error.code in (1006, 1011, 1012), repr(error)
+        elif isinstance(error, WebSocketProtocolError):
+            assert "control frames in a row" in str(error), repr(error)
+            assert self._server.exceeded
+        else:
+            assert type(error) in (WebSocketConnectionError, WebSocketTimeoutError), repr(error)
+
+
+async def drop_here(held: list[Any]) -> None:
+    held.clear()
+
+
+async def drop_in_a_cycle(held: list[Any]) -> None:
+    held.append(held)
+
+
+async def drop_in_a_callback(held: list[Any]) -> None:
+    if sniffio.current_async_library() == "trio":
+        trio.lowlevel.current_trio_token().run_sync_soon(held.clear)
+    else:
+        asyncio.get_running_loop().call_soon(held.clear)
+
+
+async def drop_in_a_thread(held: list[Any]) -> None:
+    await anyio.to_thread.run_sync(held.clear)
+
+
+async def drop_with_an_error(held: list[Any]) -> None:
+    """As the local variable of a task that has failed: its traceback holds it."""
+
+    async def fail(stream: Any) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail(held.pop())
+
+
+WAYS_TO_DROP = [drop_here, drop_in_a_cycle, drop_in_a_callback, drop_in_a_thread, drop_with_an_error]
+
+
+async def check_nothing_is_held(protocol: WebSocketCommunicationProtocol) -> None:
+    """The pool of a protocol object without calls holds connections that are idle or closing, and nothing else."""
+    pool = pool_of(protocol)
+    gc.collect()
+    while (statistics := protocol.statistics()).active:
+        await anyio.sleep(0.005)
+    assert (statistics.waiting, statistics.opening, statistics.active) == (0, 0, 0)
+    assert all(not site.slots_lent and not site.waiters for site in pool._endpoints.values())
+    assert not pool.resuming
+    assert not pool._notes
+    assert not any((pool.deadlines._new, pool.deadlines._admitted, pool.deadlines._tokens))
+    for site in pool._endpoints.values():
+        assert not any(connection.farewells for connection in site.connections)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("mode", MODES)
-async def test_whatever_the_network_does_each_answer_belongs_to_its_call_and_nothing_is_left(
+async def test_whatever_happens_each_answer_belongs_to_its_call_and_nothing_is_left(
     mode: str, seed: int, tls: tuple[ssl.SSLContext, ssl.SSLContext], record_property: Any
 ) -> None:
-    server, client = tls if mode.endswith("over TLS") else (None, None)
+    is_secure = mode.endswith("over TLS")
+    server_tls, client_tls = tls if is_secure else (None, None)
+    fields = MODES[mode]
+    server = FaultyServer(seed, harm=0.8, compressed=mode == "compressed", pushes="message_filter" in fields)
     outcomes: Counter[str] = Counter()
-    with anyio.fail_after(50):
-        async with (
-            peer(patiently, tls=server) as url,
-            fault_proxy(int(url.rsplit(":", 1)[1].strip("/")), seed=seed, harm=0.3) as proxy,
-            WebSocketCommunicationProtocol(ssl_context=client) as protocol,
-        ):
-            scheme = url.partition(":")[0]
-            call_template = template(f"{scheme}://127.0.0.1:{proxy.port}/", **COMMON, **MODES[mode])
-            async with trouble(proxy, seed), anyio.create_task_group() as callers:
-                for caller in range(CALLERS):
-                    callers.start_soon(call_again_and_again, protocol, call_template, 1000 * seed + caller, outcomes)
-            pool = pool_of(protocol)
-            statistics = protocol.statistics()
-            assert (statistics.waiting, statistics.opening, statistics.active) == (0, 0, 0)
-            assert all(not site.slots_lent and not site.waiters for site in pool._endpoints.values())
-            # With the network in order again there is a good answer at once.
-            proxy._harm = 0
-            await until_answered(protocol, call_template)
-        assert not pool._endpoints
-    record_property("outcomes", json.dumps(outcomes))
+    with anyio.fail_after(60):
+        async with nothing_is_left():
+            async with (
+                peer(server, tls=server_tls) as url,
+                fault_proxy(port_of(url), seed=seed, harm=0.5, tls=is_secure) as proxy,
+                WebSocketCommunicationProtocol(ssl_context=client_tls) as protocol,
+            ):
+                address = url.replace(str(port_of(url)), str(proxy.port))
+                templates = {kind: template(address, **COMMON, **fields, **more) for kind, more in KINDS.items()}
+                run = Run(protocol, server, templates, outcomes)
+                async with trouble(proxy, seed), collecting(seed), anyio.create_task_group() as callers:
+                    for caller in range(CALLERS):
+                        callers.start_soon(run.call_again_and_again, 1000 * seed + caller)
+                await check_nothing_is_held(protocol)
+                # With everything in order again there is a good answer at once.
+                proxy.harm = server.harm = 0
+                await until_answered(protocol, templates["call"])
+                resumed = protocol.statistics().resumes
+            assert not pool_of(protocol)._endpoints
+            assert not pool_of(protocol)._idle_until
+            del protocol, run
+    record_property("calls", dict(outcomes))
+    done = {f"network {what.name}": count for what, count in proxy.inflicted.items()}
+    done |= {f"server {what.name}": count for what, count in server.done.items()}
+    record_property("faults", {**done, "streams resumed": resumed})
     assert outcomes["right"] > 0, outcomes
     assert outcomes.total() == CALLERS * CALLS
 
 
 async def until_answered(protocol: WebSocketCommunicationProtocol, call_template: WebSocketCallTemplate) -> None:
     """Call until an answer comes; connections that stall from before have to be found out first."""
-    arguments = {"n": 1, "parts": 1, "pad": ""}
+    arguments = {"n": 1, "parts": 1, "pad": "", "pause": 0, "ends": True}
     while True:
         try:
             answer = await protocol.call_tool(None, "manual.t", arguments, call_template)
