@@ -394,7 +394,9 @@ class Exchange(BaseExchange):
         """Queue something for the caller; False if the exchange has failed because the caller is too slow."""
         queue = self._queue
         self._queued_bytes = size = self._queued_bytes + queued.size
-        if queue and (size > _MAX_QUEUED_BYTES or len(queue) >= _MAX_QUEUED_MESSAGES):
+        is_full = queue and (size > _MAX_QUEUED_BYTES or len(queue) >= _MAX_QUEUED_MESSAGES)
+        # What a connection that has ended still brings has been in memory all the time, and no more is coming.
+        if is_full and queued.leg.connection.wire.closed is None:
             reason = f"the stream was read too slowly: {len(queue)} responses are queued"
             queue.clear()
             self._fail(WebSocketProtocolError(reason, endpoint=self._endpoint.display_url))

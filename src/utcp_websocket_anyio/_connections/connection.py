@@ -473,7 +473,7 @@ class Connection(ABC):
             else:
                 await self.wire.send(outgoing.apply(data), outgoing.fragment)
         except WebSocketError as error:
-            self.fail(error)
+            self._fail_behind_messages(error)
             raise
 
     async def _transmit(self, messages: list[str | bytes]) -> None:
@@ -583,7 +583,7 @@ class Connection(ABC):
         try:
             await run(*arguments)
         except WebSocketError as error:
-            self.fail(error)
+            self._fail_behind_messages(error)
         except Exception as error:  # noqa: BLE001 - the bulkhead
             self._fail_internally(error, f"running {run.__name__}")
 
@@ -650,6 +650,12 @@ class Connection(ABC):
             self._report(error)
         if self.on_lost is not None:
             self.on_lost(self)
+
+    def _fail_behind_messages(self, error: WebSocketError) -> None:
+        """Fail, after what came before the end: a task that writes may notice it first, or while no task reads."""
+        for data in () if self.is_over else self.wire.take_nowait():
+            self._take_in(data)
+        self.fail(error)
 
     def give_up(self, error: WebSocketError) -> None:
         """Fail every user with an error, and close with code 1011 in the background."""
