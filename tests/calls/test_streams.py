@@ -289,6 +289,32 @@ async def test_no_pong_is_expected_while_messages_wait_for_a_slow_consumer(monke
 
 
 @pytest.mark.parametrize("anyio_backend", [pytest.param(virtual_time(), id="trio")])
+async def test_no_answer_to_a_heartbeat_is_expected_while_messages_wait_for_a_slow_consumer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        for number in range(100):
+            await peer.send(str(number))
+        await peer.send("the end")
+        while await peer.receive() == "beat":
+            await peer.send("beaten")
+
+    async with peer_in_memory(script, monkeypatch) as url, WebSocketCommunicationProtocol() as protocol:
+        beat = {"send": "beat", "expect": "^beaten$", "every": 30, "timeout": 10}
+        beating = template(url, listen_only=True, end_filter="^the end$", heartbeat=beat, timeout=1000)
+        received = 0
+        async with aclosing(protocol.call_tool_streaming(None, "manual.t", {}, beating)) as stream:
+            async for _ in stream:
+                received += 1
+                if received == 10:
+                    await anyio.sleep(300)
+        assert received == 100
+        await anyio.sleep(100)
+        assert protocol.statistics().idle == 1
+
+
+@pytest.mark.parametrize("anyio_backend", [pytest.param(virtual_time(), id="trio")])
 async def test_a_subscription_ends_well_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     async def script(peer: Peer) -> None:
         await peer.handshake()

@@ -285,6 +285,7 @@ class Connection(ABC):
                 compute=self.captured.update,
                 send=self.post,
                 pong_timeout=self.settings.pong_timeout,
+                is_backlogged=self._is_backlogged,
             )
             self._run(self._keep, self._beat, self._beats)
         if heartbeat is not None and heartbeat.silence is not None:
@@ -625,7 +626,7 @@ class Connection(ABC):
         self.give_up(WebSocketClosedError(why, code=1011, endpoint=self.display_url))
 
     def _is_backlogged(self) -> bool:
-        """True if messages wait for a slow consumer, and a pong may wait behind them."""
+        """True if messages wait for a slow consumer, and a pong or an answer to a beat may wait behind them."""
         return self._user is not None and not self._is_being_read and self.wire.has_unread_data()
 
     # The end

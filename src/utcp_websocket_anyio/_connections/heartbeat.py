@@ -31,6 +31,7 @@ class Beats:
         compute: Takes what a beat computes.
         send: Queues a message.
         pong_timeout: Seconds to wait for the answer, if the template does not say.
+        is_backlogged: True while messages wait for a slow consumer: the answer may wait behind them.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class Beats:
         compute: Callable[[dict[str, object]], None],
         send: Callable[[str | bytes], object],
         pong_timeout: float,
+        is_backlogged: Callable[[], bool],
     ) -> None:
         self._heartbeat = heartbeat
         self._context = context
         self._compute = compute
         self._send = send
         self._pong_timeout = pong_timeout
+        self._is_backlogged = is_backlogged
         self._answered = anyio.Event()
         self.last_context: RenderContext | None = None
 
@@ -83,7 +86,7 @@ class Beats:
         timeout = self._pong_timeout if heartbeat.timeout is None else _seconds(heartbeat.timeout, context)
         with anyio.move_on_after(timeout):
             await self._answered.wait()
-        return self._answered.is_set()
+        return self._answered.is_set() or self._is_backlogged()
 
 
 async def watch_silence(
