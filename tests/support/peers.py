@@ -322,8 +322,12 @@ async def echo_server(
     compression: bool = False,
     tls: ssl.SSLContext | None = None,
     respond: Callable[[str | bytes], list[str | bytes]] = lambda message: [message],
+    start: anyio.Event | None = None,
 ) -> AsyncIterator[str]:
-    """An honest WebSocket server that answers each message with what `respond` makes of it; gives its URL."""
+    """An honest WebSocket server that answers each message with what `respond` makes of it; gives its URL.
+
+    With `start`, it reads no message before that.
+    """
 
     async def serve(peer: Peer) -> None:
         connection = WSConnection(ConnectionType.SERVER)
@@ -351,6 +355,8 @@ async def echo_server(
                     return
                 if reply:
                     await peer.send_raw(reply)
+            if start is not None:
+                await start.wait()
 
     async with peer(serve, tls=tls) as url:
         yield url

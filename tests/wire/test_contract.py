@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from contextlib import suppress
 from typing import Any
@@ -437,6 +438,50 @@ async def test_interrupting_a_send_that_waits_for_room_ends_it(connect: Opener) 
                 wire.interrupt()
                 await left.wait()
             wire.abort()
+
+
+@pytest.mark.parametrize("compression", [False, True], ids=["plain", "compressed"])
+async def test_an_interrupt_does_not_reach_messages_of_others(connect: Opener, compression: bool) -> None:
+    """A message of nobody in particular is half sent; one that waits behind it is left out."""
+    go = anyio.Event()
+    pad = random.Random(1).randbytes(20_000_000)
+    read: list[str | bytes] = []
+
+    def respond(message: str | bytes) -> list[str | bytes]:
+        read.append(message)
+        return ["read"]
+
+    with anyio.fail_after(60):
+        async with echo_server(compression=compression, respond=respond, start=go) as url:
+            wire = await connect(url, compression=compression)
+            left: list[str] = []
+
+            async def send_of_others() -> None:
+                await wire.send_many([pad])
+                left.append("others")
+
+            async def send() -> None:
+                with suppress(Interrupted):
+                    await wire.send("late")
+                left.append("own")
+
+            async with anyio.create_task_group() as task_group:
+                task_group.start_soon(send_of_others)
+                await anyio.wait_all_tasks_blocked()
+                task_group.start_soon(send)
+                await anyio.wait_all_tasks_blocked()
+                assert not left
+                wire.interrupt()
+                while not left:
+                    await anyio.lowlevel.checkpoint()
+                assert left == ["own"]
+                go.set()
+            await wire.send("last")
+            while await wire.receive() and read[-1] != "last":
+                pass
+            assert read[0] == pad
+            assert read[1:] in (["last"], ["late", "last"])
+            await wire.close()
 
 
 async def test_a_second_receiver_is_refused(connect: Opener) -> None:

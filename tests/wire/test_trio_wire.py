@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
 from support.peers import PING, PONG, TEXT, Peer, peer
 
-from utcp_websocket_anyio._wire import Target, _trio
+from utcp_websocket_anyio._wire import Interrupted, Target, _trio
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["trio"])]
 
@@ -33,13 +34,16 @@ class Room:
 
 
 @asynccontextmanager
-async def connected(frames: list[tuple[int, bytes]]) -> AsyncIterator[_trio.TrioWire]:
+async def connected(frames: list[tuple[int, bytes]], *, compression: bool = False) -> AsyncIterator[_trio.TrioWire]:
     """A wire to a peer that notes what it receives, and answers pings and texts."""
 
     async def script(peer: Peer) -> None:
-        await peer.handshake()
+        await peer.handshake(*(["Sec-WebSocket-Extensions: permessage-deflate"] if compression else []))
+        inflater = zlib.decompressobj(wbits=-15)
         while True:
             opcode, payload = await peer.receive_frame()
+            if peer.reserved:
+                payload = inflater.decompress(payload + b"\x00\x00\xff\xff")
             frames.append((opcode, payload))
             if opcode == TEXT and payload == b"ping me":
                 await peer.send_frame(PING, b"are you there")
@@ -48,7 +52,8 @@ async def connected(frames: list[tuple[int, bytes]]) -> AsyncIterator[_trio.Trio
 
     with anyio.fail_after(20):
         async with peer(script) as url:
-            wire = await _trio.open_wire(Target(url=url, endpoint=url))
+            target = Target(url=url, endpoint=url, compression=compression, compression_threshold=0)
+            wire = await _trio.open_wire(target)
             assert isinstance(wire, _trio.TrioWire)
             yield wire
             wire.abort()
@@ -69,6 +74,40 @@ async def test_a_ping_that_was_cancelled_half_way_is_finished_first(room: int, m
         assert await wire.receive() == "a message"
         assert frames == [(PING, b""), (TEXT, b"a message")]
         assert not wire.has_unsent_data()
+
+
+@pytest.mark.parametrize("compression", [False, True], ids=["plain", "compressed"])
+@pytest.mark.parametrize("how", ["cancel", "interrupt"])
+async def test_a_send_that_is_left_before_it_has_begun_leaves_no_trace(
+    how: str, compression: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for the rest of a ping. What is compressed later must not refer to what was never sent."""
+    frames: list[tuple[int, bytes]] = []
+    async with connected(frames, compression=compression) as wire:
+        socket = Room(wire, monkeypatch)
+        socket.left = 3
+        with anyio.move_on_after(0.05):
+            await wire.ping()
+        assert not socket.left
+
+        async def send() -> None:
+            with suppress(Interrupted):
+                await wire.send("a message")
+
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(send)
+            # The kernel has room, so the task never stands still.
+            for _ in range(10):
+                await anyio.lowlevel.checkpoint()
+            if how == "cancel":
+                task_group.cancel_scope.cancel()
+            else:
+                wire.interrupt()
+        socket.left = None
+        await wire.send("a message later")
+        assert await wire.receive() == "a message later"
+        assert frames == [(PING, b""), (TEXT, b"a message later")]
+        assert wire.bytes_sent == len("a message later")
 
 
 async def test_a_pong_that_there_was_no_room_for_is_sent_when_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -687,14 +687,18 @@ class Connection(ABC):
         if code is None:
             code = self._closing_code
         assert self._closing_error is not None
+        is_flushed = False
         try:
             with anyio.CancelScope(shield=True):
                 with anyio.move_on_after(CLOSING_TIME):
                     if self._outbox is not None:
                         await self._outbox.flush()
+                    is_flushed = True
                     if self.settings.on_close and code == 1000:
                         await self._say_farewell()
-                await self.wire.close(code)
+                if is_flushed:
+                    # A peer that has not read what came before would not read a close frame either.
+                    await self.wire.close(code)
         except Exception as error:  # noqa: BLE001 - the bulkhead
             log_internal_error(_log, error, "closing a connection")
         finally:

@@ -217,7 +217,7 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
     def has_unsent_data(self) -> bool:
         return self._transport is not None and self._transport.get_write_buffer_size() > 0
 
-    async def send_many(self, messages: Sequence[str | bytes], fragment: int | None = None) -> None:
+    async def _send(self, messages: Sequence[str | bytes], fragment: int | None, interrupts: int | None) -> None:
         self._check_open()
         core, layer, transport = self._core, self._layer, self._transport
         assert transport is not None
@@ -226,8 +226,7 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
             self._bytes_given += len(sealed)
             transport.write(sealed)
         self.bytes_sent = core.sent
-        interrupts = self._interrupts
-        while (writable := self._writable) is not None and self._interrupts == interrupts:
+        while (writable := self._writable) is not None and interrupts in (None, self._interrupts):
             self._check_open()
             await asyncio.shield(writable)
         self._sends += len(messages)

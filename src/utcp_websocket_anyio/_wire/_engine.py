@@ -93,7 +93,20 @@ class EngineWire(Wire):
 
     def send(self, data: str | bytes, fragment: int | None = None) -> Coroutine[Any, Any, None]:
         # The other's coroutine instead of one more: it would cost each call a third of a microsecond.
-        return self.send_many((data,), fragment)
+        return self._send((data,), fragment, self._interrupts)
+
+    def send_many(
+        self, messages: Sequence[str | bytes], fragment: int | None = None
+    ) -> Coroutine[Any, Any, None]:
+        return self._send(messages, fragment, None)
+
+    @abstractmethod
+    async def _send(self, messages: Sequence[str | bytes], fragment: int | None, interrupts: int | None) -> None:
+        """Send messages.
+
+        Args:
+            interrupts: Number of interrupts so far; a further one ends the waiting. None: none does.
+        """
 
     def _pieces(self, messages: Sequence[str | bytes], fragment: int | None) -> Iterable[bytes]:
         """The bytes to write for messages, piece by piece; several messages may form one piece."""

@@ -116,10 +116,11 @@ class Wire(ABC):
     async def send(self, data: str | bytes, fragment: int | None = None) -> None:
         """Send one message: a str as text, bytes as binary; with `fragment`, in fragments of at most that many bytes.
 
-        It waits while the transport is full. Cancelling it half-way closes the wire, unless the whole message is on its
-        way already.
+        It waits while the transport is full. Cancelling or interrupting it half-way closes the wire, unless the whole
+        message is on its way already.
 
         Raises:
+            Interrupted: `interrupt` was called while it waited for other messages; nothing was sent.
             WebSocketError: The wire is closed, or was closed before the message was sent.
             ValueError: A text contains a lone surrogate.
         """
@@ -128,7 +129,8 @@ class Wire(ABC):
     async def send_many(self, messages: Sequence[str | bytes], fragment: int | None = None) -> None:
         """Send messages as `send` would, one behind the other, and all of them at once: with one system call.
 
-        They are copied on the way, so they should be small.
+        They are copied on the way, so they should be small. They are of several callers, or of none, so `interrupt`
+        does not reach it.
         """
 
     @abstractmethod
@@ -143,7 +145,7 @@ class Wire(ABC):
 
     @abstractmethod
     def interrupt(self) -> None:
-        """Wake the task in `receive` with `Interrupted`, and stop waiting in `send`.
+        """Wake the task in `receive` with `Interrupted`, and stop waiting in `send`; not in `send_many`.
 
         It reaches the tasks that are there now, wherever they stand, and no later one. The wire can still be used,
         unless that cut off a message.

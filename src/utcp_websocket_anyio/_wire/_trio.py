@@ -51,6 +51,7 @@ class TrioWire(EngineWire):
         self._bytes_written = 0
         self._unsent = b""  # what is on its way, and the kernel had no room for
         self._sending = trio.Lock()
+        self._turns: set[trio.CancelScope] = set()  # of tasks that wait for `_sending`, and may be interrupted
         self._is_receiving = False
         self._farewell: WebSocketError | None = None  # why it will be closed, once `close` was called
         self._left: trio.Event | None = None  # set when the task in `receive` leaves it; for `close`
@@ -154,17 +155,19 @@ class TrioWire(EngineWire):
         """Send what is unsent. Cancelling it harms nothing.
 
         Raises:
-            WebSocketError: The wire is closed, or `interrupt` was called.
+            Interrupted: `interrupt` was called.
+            WebSocketError: The wire is closed.
         """
         self._send_unsent()
         while self._unsent:
             self._check_open()
-            self._check_interrupts(interrupts)
+            if interrupts not in (None, self._interrupts):
+                raise Interrupted
             await self._wait(trio.lowlevel.wait_writable, interrupts)
             self._send_unsent()
         self._check_open()
 
-    async def _write(self, data: bytes, interrupts: int) -> None:
+    async def _write(self, data: bytes, interrupts: int | None) -> None:
         """Send bytes of a message. Left before they are sent, it closes the wire: what was begun cannot be taken back.
 
         Raises:
@@ -176,19 +179,15 @@ class TrioWire(EngineWire):
         rest = memoryview(data)[sent:]
         try:
             while rest:
+                if interrupts not in (None, self._interrupts):
+                    self.abort()
                 self._check_open()
-                self._check_interrupts(interrupts)
                 await self._wait(trio.lowlevel.wait_writable, interrupts)
                 if self.closed is None:
                     rest = rest[self._send_nowait(rest) :]
         except BaseException:
             self.abort()
             raise
-
-    def _check_interrupts(self, interrupts: int | None) -> None:
-        if interrupts not in (None, self._interrupts):
-            self.abort()
-            self._check_open()
 
     def _gather_output(self) -> None:
         if self._layer.has_output:
@@ -233,21 +232,20 @@ class TrioWire(EngineWire):
     def has_unsent_data(self) -> bool:
         return self._sending.locked() or bool(self._unsent) or self._layer.has_output
 
-    async def send_many(self, messages: Sequence[str | bytes], fragment: int | None = None) -> None:
+    async def _send(self, messages: Sequence[str | bytes], fragment: int | None, interrupts: int | None) -> None:
         self._check_open()
-        interrupts = self._interrupts
         try:
             # Taking a lock that is free without waiting is the rule.
             self._sending.acquire_nowait()
         except trio.WouldBlock:
-            await self._sending.acquire()
+            await self._acquire(interrupts)
         try:
             self._check_open()
-            pieces = self._pieces(messages, fragment)
             self._gather_output()
             if self._unsent:
                 await self._flush(interrupts)
-            for piece in pieces:
+            # Only now: what was compressed has to be sent, or the peer cannot read what is compressed later.
+            for piece in self._pieces(messages, fragment):
                 await self._write(self._layer.seal(piece), interrupts)
             self.bytes_sent = self._core.sent
         finally:
@@ -258,6 +256,24 @@ class TrioWire(EngineWire):
         if self._sends >= SENDS_PER_TURN:
             self._sends = 0
             await trio.lowlevel.checkpoint()
+
+    async def _acquire(self, interrupts: int | None) -> None:
+        """Wait for one's turn to send.
+
+        Raises:
+            Interrupted: `interrupt` was called.
+        """
+        if interrupts is None:
+            await self._sending.acquire()
+            return
+        with trio.CancelScope() as turn:
+            self._turns.add(turn)
+            try:
+                await self._sending.acquire()
+                return
+            finally:
+                self._turns.discard(turn)
+        raise Interrupted
 
     async def receive(self) -> str | bytes:
         if self._is_receiving:
@@ -282,6 +298,8 @@ class TrioWire(EngineWire):
 
     def interrupt(self) -> None:
         self._interrupts += 1
+        for turn in self._turns:
+            turn.cancel()
         if self.closed is None:
             trio.lowlevel.notify_closing(self._socket)
 
