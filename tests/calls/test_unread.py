@@ -92,3 +92,19 @@ async def test_a_request_of_several_messages_gets_the_answer_that_came_amid_them
         answer = await protocol.call_tool(None, "m.t", {"pad": "x" * 30_000_000}, template(url, **fields))
         assert answer["answer"] == "enough"
 
+
+async def test_a_connection_that_ends_while_its_consumer_is_away_leaves_its_place_to_others() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        request = await peer.receive_json()
+        await peer.send({"id": request["id"], "n": 1})
+        await peer.send({"id": request["id"], "n": 2})
+        await peer.close(1000)
+
+    async with entered() as protocol, peer(script) as url:
+        only_one = template(url, **{**BY_ID, "max_connections": 1, "timeout": 60})
+        stream = protocol.call_tool_streaming(None, "m.t", {}, only_one)
+        received = [await stream.__anext__()]
+        assert (await protocol.call_tool(None, "m.t", {}, only_one))["n"] == 1
+        received += [item async for item in stream]
+    assert [item["n"] for item in received] == [1, 2]

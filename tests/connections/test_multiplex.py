@@ -298,3 +298,18 @@ async def test_a_last_step_that_only_sends_loses_nothing_that_comes_after_it(lis
             fields |= {"expected_responses": 2}
         answer = await protocol.call_tool(None, "manual.t", {"method": "m"}, rpc(url, **fields))
         assert answer == ([1, 2] if listen_only else "m")
+
+
+@pytest.mark.parametrize("key", [{"a": 1}, [1, 2], True, 1, "1"], ids=str)
+async def test_calls_may_be_told_apart_by_whatever_json_an_argument_is(key: Any) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        while True:
+            request = await peer.receive_json()
+            await peer.send({"key": "of another call", "result": "wrong"})
+            await peer.send({"key": request["key"], "result": "right"})
+
+    fields: dict[str, Any] = {"message": {"key": "{{args.key}}"}, "message_filter": {"key": "{{args.key}}"}}
+    async with entered() as protocol, peer(script) as url:
+        call_template = template(url, multiplex=True, result={"path": "result"}, **fields)
+        assert await protocol.call_tool(None, "manual.t", {"key": key}, call_template) == "right"

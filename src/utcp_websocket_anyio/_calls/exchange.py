@@ -197,7 +197,7 @@ class Exchange(BaseExchange):
         self._watch_deadline(self._timeout)
         try:
             if plan.before:
-                await leg.run_before(plan.before)
+                await leg.run_before(plan.before, self.deadline)
                 # `response_timeout` is for the steps together, and starts again with the request.
                 self._forget_deadline()
                 self._watch_deadline(self._timeout)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 from collections import ChainMap, deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -143,8 +144,11 @@ class Leg:
         self._is_stopped = True
         if self._state is _LEAVING:
             self._leave()
-        else:
-            self._owner.leg_failed(self, error)
+            return
+        self._owner.leg_failed(self, error)
+        if self._state is _OPENING and self._scope is not None and not self._pending:
+            # There is nothing left that a step before the request could take.
+            self._scope.cancel()
 
     def move(self, change: ResumeChange) -> None:
         """The server asks for a new connection."""
@@ -153,18 +157,23 @@ class Leg:
 
     # Beginning
 
-    async def run_before(self, steps: tuple[Step, ...]) -> None:
-        """Run the steps of `before`.
+    async def run_before(self, steps: tuple[Step, ...], deadline: float = math.inf) -> None:
+        """Run the steps of `before`, until a deadline.
 
         Raises:
             WebSocketToolError: A step failed.
             WebSocketError: The connection ended.
-            Interrupted: The exchange ended meanwhile.
+            Interrupted: The exchange ended meanwhile, or the deadline has passed.
         """
+        moment = self._moment(self._receive_pending, self._keep, self._step_context)
+        failed: StepFailed
         try:
-            await run_steps(steps, self._moment(self._receive_pending, self._keep, self._step_context))
-            self._owner.note.begin("a response")
-            return
+            # A step may wait for something else than a message, such as an HTTP server.
+            with anyio.CancelScope(deadline=deadline) as self._scope:
+                await run_steps(steps, moment)
+                self._owner.note.begin("a response")
+                return
+            raise Interrupted
         except StepFailed as error:
             failed = error
         raise _tool_error(failed, self._request)
@@ -486,8 +495,10 @@ class Leg:
     def _leave(self) -> None:
         if self._state is _LEFT:
             return
+        # A farewell comes behind the request that it is about, or the peer could not make sense of it.
+        has_farewell = self._state is _LEAVING
         self._state = _LEFT
-        self.channel.finish()
+        self.channel.finish(withdraws=not has_farewell)
         if self._request.farewell is not None:
             self.connection.farewell_said(self._request.farewell)
 

@@ -135,11 +135,15 @@ class Channel(ABC):
 
     @abstractmethod
     def interrupt(self) -> None:
-        """Wake the exchange out of `wait`, `send` and `flush`."""
+        """Wake the exchange out of `wait`, `send` and `flush`, if it is there now; it looks at its own state then."""
 
     @abstractmethod
-    def finish(self) -> None:
-        """Let go of the connection. Synchronous, so it is safe after cancellation."""
+    def finish(self, *, withdraws: bool = True) -> None:
+        """Let go of the connection. Synchronous, so it is safe after cancellation.
+
+        Args:
+            withdraws: True to leave out what is queued and has not begun to be sent.
+        """
 
 
 class Connection(ABC):

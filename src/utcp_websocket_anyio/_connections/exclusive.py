@@ -142,12 +142,12 @@ class ExclusiveConnection(Connection):
         return kept
 
     def _discard(self) -> None:
-        """Throw away what came while the connection is idle, and notice its end. An exchange reads by itself."""
-        if self.is_in_use or self.is_over:
+        """Throw away what came while the connection is idle. An exchange reads by itself; but it may be away."""
+        if self.is_over or self._is_being_read:
             return
         if self.wire.closed is not None:
-            self.fail(self.wire.closed)
-        elif self.wire.take_nowait():
+            self._fail_behind_messages(self.wire.closed)
+        elif not self.is_in_use and self.wire.take_nowait():
             self.may_get_stray_response = True
 
     def _dismiss(self, error: WebSocketError) -> None:
@@ -269,7 +269,7 @@ class ExclusiveChannel(Channel):
         self._connection.wire.interrupt()
         self._connection.wake_readers()
 
-    def finish(self) -> None:
+    def finish(self, *, withdraws: bool = True) -> None:
         self._connection.end_use(self._user)
         # No circle is left of a call that is over: the collector of circles costs more than the call.
         self._user = NOBODY

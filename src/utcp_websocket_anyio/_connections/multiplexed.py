@@ -97,7 +97,7 @@ class SharedChannel(Channel):
         correlation: The place and value that every message for this exchange has; None: unknown.
     """
 
-    __slots__ = ("_accepted", "_connection", "_error", "_interrupted", "_outgoing", "_router", "_user", "correlation")
+    __slots__ = ("_accepted", "_connection", "_earlier", "_error", "_outgoing", "_router", "_user", "correlation")
 
     def __init__(self, connection: MultiplexedConnection, router: Router, user: User) -> None:
         self.correlation: tuple[Path, Any] | None = None
@@ -105,9 +105,9 @@ class SharedChannel(Channel):
         self._router = router
         self._user = user
         self._accepted: Event | None = None
-        self._interrupted = False
         self._error: WebSocketError | None = None
         self._outgoing: Outgoing | None = None
+        self._earlier: tuple[Outgoing, ...] = ()  # unsent, and before `_outgoing`
         router.add(self)
 
     # As the router sees it
@@ -132,8 +132,10 @@ class SharedChannel(Channel):
     # As the exchange sees it
 
     async def send(self, data: str | bytes) -> None:
-        if self._interrupted:
+        if self._user is NOBODY:
             raise Interrupted
+        if self._outgoing is not None and not self._outgoing.is_sent:
+            self._earlier += (self._outgoing,)
         self._outgoing = self._connection.post(data)
 
     async def flush(self) -> None:
@@ -143,7 +145,7 @@ class SharedChannel(Channel):
                 self._raise()
 
     async def wait(self) -> None:
-        if self._interrupted or self._error is not None:
+        if self._error is not None or self._user is NOBODY:
             self._raise()
         # The task that sends a request of several steps may wait beside the caller's.
         if self._accepted is None or self._accepted.is_set():
@@ -158,20 +160,21 @@ class SharedChannel(Channel):
             self._router.narrow(self, correlation)
 
     def interrupt(self) -> None:
-        self._interrupted = True
         if self._outgoing is not None:
             self._outgoing.finish()
         self._wake()
 
-    def finish(self) -> None:
+    def finish(self, *, withdraws: bool = True) -> None:
         self._router.remove(self)
-        if self._outgoing is not None:
+        if withdraws and self._outgoing is not None:
             self._outgoing.withdraw()
+            for outgoing in self._earlier:
+                outgoing.withdraw()
         # No circle is left of a call that is over: the collector of circles costs more than the call.
         self._user = NOBODY
 
     def _raise(self) -> None:
-        if self._error is not None and not self._interrupted:
+        if self._error is not None and self._user is not NOBODY:
             raise copy.copy(self._error)
         raise Interrupted
 
