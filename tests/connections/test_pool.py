@@ -129,6 +129,103 @@ async def test_a_newcomer_does_not_overtake_a_waiter() -> None:
         assert served == ["waiting", "newcomer"]
 
 
+async def test_a_waiter_that_was_given_a_dead_connection_keeps_its_place() -> None:
+    opener, endpoint = Opener(), cast(Any, FakeEndpoint())
+    served: list[int] = []
+    async with pool_with(opener) as pool:
+        first = await get(pool, endpoint, FakePlan(max_connections=1))
+
+        async def caller(number: int) -> None:
+            connection = await get(pool, endpoint, FakePlan(max_connections=1))
+            served.append(number)
+            await anyio.wait_all_tasks_blocked()
+            pool.release(connection, endpoint)
+
+        async with anyio.create_task_group() as callers:
+            for number in range(4):
+                callers.start_soon(caller, number)
+                await anyio.wait_all_tasks_blocked()
+            pool.release(first, endpoint)
+            first.die()
+        # The second got the place of the dead one; then it is the first's turn again.
+        assert served == [1, 0, 2, 3]
+
+
+class Leaving:
+    """Callers of one shared endpoint, each of whom will send the same farewell when it leaves."""
+
+    def __init__(self, pool: Pool, max_connections: int) -> None:
+        self.pool = pool
+        self.endpoint = cast(Any, FakeEndpoint(settings=FakeConnectionSettings(multiplex=True)))
+        self.plan = FakePlan(max_connections=max_connections)
+        self.served: list[Any] = []
+
+    async def get(self, name: Any) -> Any:
+        connection: Any = self.pool.claim(self.endpoint, reject_stray=False, farewell="bye")
+        if connection is None:
+            connection = await self.pool.acquire(
+                self.endpoint, cast(Any, self.plan), cast(Any, None), reject_stray=False, farewell="bye"
+            )
+        assert "bye" not in connection.farewells, "the first to leave would silence the other"
+        connection.plan_farewell("bye")
+        self.served.append(name)
+        return connection
+
+    async def get_and_leave(self, name: Any) -> None:
+        connection = await self.get(name)
+        try:
+            await checkpoint()
+        finally:
+            connection.say_farewell("bye")
+
+
+async def test_a_waiter_for_a_farewell_is_not_overtaken_by_who_comes_when_it_is_said() -> None:
+    async with pool_with(Opener()) as pool, anyio.create_task_group() as callers:
+        leaving = Leaving(pool, max_connections=1)
+        connection = await leaving.get("first")
+        callers.start_soon(leaving.get_and_leave, "waiter")
+        await anyio.wait_all_tasks_blocked()
+        connection.say_farewell("bye")
+        # The waiter's task has not run yet.
+        await leaving.get_and_leave("newcomer")
+        assert leaving.served == ["first", "waiter", "newcomer"]
+        assert not connection.farewells
+
+
+async def test_a_waiter_that_is_cancelled_passes_on_its_turn_to_say_a_farewell() -> None:
+    async with pool_with(Opener()) as pool, anyio.create_task_group() as callers:
+        leaving = Leaving(pool, max_connections=1)
+        connection = await leaving.get("first")
+        async with anyio.create_task_group() as cancelled:
+            cancelled.start_soon(leaving.get_and_leave, "cancelled")
+            await anyio.wait_all_tasks_blocked()
+            callers.start_soon(leaving.get_and_leave, "next")
+            await anyio.wait_all_tasks_blocked()
+            connection.say_farewell("bye")
+            cancelled.cancel_scope.cancel()
+        await leaving.get_and_leave("last")
+        # Where it was cancelled too late, it is served before it notices.
+        assert [name for name in leaving.served if name != "cancelled"] == ["first", "next", "last"]
+        assert not connection.farewells
+
+
+@pytest.mark.parametrize("max_connections", [1, 2, 3])
+async def test_callers_that_cannot_share_a_connection_are_served_in_order(max_connections: int) -> None:
+    opener = Opener(gate=anyio.Event())
+    async with pool_with(opener) as pool:
+        leaving = Leaving(pool, max_connections)
+        async with anyio.create_task_group() as callers:
+            for number in range(8):
+                callers.start_soon(leaving.get_and_leave, number)
+                await anyio.wait_all_tasks_blocked()
+            assert opener.gate is not None
+            opener.gate.set()
+        # Those who are served in the same turn come in any order.
+        assert all(abs(number - place) < max_connections for place, number in enumerate(leaving.served))
+        assert len(leaving.served) == 8
+        assert opener.attempts <= max_connections
+
+
 async def test_no_more_than_max_connections_are_open_or_opening() -> None:
     opener, endpoint = Opener(gate=anyio.Event()), cast(Any, FakeEndpoint())
     plan = FakePlan(max_connections=3)

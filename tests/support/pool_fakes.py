@@ -55,6 +55,8 @@ class FakeConnection:
         self.has_unread_data = False
         self.on_lost: Any = None
         self.on_leaving: Any = None
+        self.on_farewell: Any = None
+        self.farewells: list[Any] = []
         self.may_close = anyio.Event()
         self.may_close.set()
         self.closed = anyio.Event()
@@ -68,7 +70,17 @@ class FakeConnection:
         return not self.is_available
 
     def can_be_shared(self, farewell: Any) -> bool:
-        return self.is_available
+        return self.is_available and farewell not in self.farewells
+
+    def plan_farewell(self, farewell: Any) -> None:
+        self.farewells.append(farewell)
+
+    def drop_farewell(self, farewell: Any) -> None:
+        self.farewells.remove(farewell)
+
+    def say_farewell(self, farewell: Any) -> None:
+        self.drop_farewell(farewell)
+        self.on_farewell(self)
 
     def start(self) -> None:
         pass

@@ -119,7 +119,7 @@ class Leg:
         self.context = request.context
         self.channel = connection.open_channel(self)
         if request.farewell is not None:
-            connection.farewells[request.farewell] += 1
+            connection.plan_farewell(request.farewell)
 
     # As the connection sees it
 

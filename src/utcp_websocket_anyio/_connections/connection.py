@@ -568,11 +568,19 @@ class Connection(ABC):
         """True if a further exchange may share it, whose farewell would not silence another one."""
         return self.is_available and (farewell is None or farewell not in self.farewells)
 
-    def farewell_said(self, farewell: Hashable) -> None:
-        """Note that an exchange has left and its farewell was sent."""
+    def plan_farewell(self, farewell: Hashable) -> None:
+        """Note that an exchange will send this message when it leaves."""
+        self.farewells[farewell] += 1
+
+    def drop_farewell(self, farewell: Hashable) -> None:
+        """Forget one that was planned."""
         self.farewells[farewell] -= 1
         if self.farewells[farewell] <= 0:
             del self.farewells[farewell]
+
+    def farewell_said(self, farewell: Hashable) -> None:
+        """Note that an exchange has left and its farewell was sent."""
+        self.drop_farewell(farewell)
         if self.on_farewell is not None:
             self.on_farewell(self)
 

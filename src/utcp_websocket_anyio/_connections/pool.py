@@ -31,6 +31,7 @@ from __future__ import annotations
 import copy
 import enum
 import errno
+import itertools
 import logging
 import math
 from collections import Counter, deque
@@ -89,18 +90,33 @@ class Resuming(Protocol):
 
 
 class _Waiter:
-    """A caller in the queue of an endpoint."""
+    """A caller in the queue of an endpoint.
 
-    __slots__ = ("event", "farewell", "outcome")
+    Attributes:
+        arrival: A number larger than that of every caller who came before.
+        capacity: How many connections it allows.
+        farewell: The message that it will send at its end.
+        promised: The shared connection on which that is noted until its task runs.
+    """
 
-    def __init__(self, farewell: Hashable = None) -> None:
+    __slots__ = ("arrival", "capacity", "event", "farewell", "outcome", "promised")
+
+    def __init__(self, arrival: int, capacity: int, farewell: Hashable) -> None:
+        self.arrival = arrival
+        self.capacity = capacity
         self.event = anyio.Event()
         self.farewell = farewell
+        self.promised: Connection | None = None
         self.outcome: Connection | Literal[_Grant.SLOT] | WebSocketError | None = None
 
     def resolve(self, outcome: Connection | Literal[_Grant.SLOT] | WebSocketError) -> None:
         self.outcome = outcome
         self.event.set()
+
+    def redeem(self) -> None:
+        """Its task runs: from now on it stands for itself."""
+        if self.promised is not None:
+            self.promised.drop_farewell(self.farewell)
 
 
 class _EndpointConnections:
@@ -162,22 +178,43 @@ class _EndpointConnections:
         self.waiters.popleft().resolve(outcome)
         return True
 
+    def enqueue(self, waiter: _Waiter) -> None:
+        """Put a caller into the queue. One that could not use what it was given comes back to its old place."""
+        position = len(self.waiters)
+        while position and self.waiters[position - 1].arrival > waiter.arrival:
+            position -= 1
+        self.waiters.insert(position, waiter)
+
     def offer(self, connection: Connection) -> None:
-        """Give a shared connection to those who waited for the farewell of another, one of each kind."""
-        promised: set[Hashable] = set()
+        """Give a shared connection to all waiters that can share it.
+
+        Their farewells are noted at once, or another caller might take their place before their tasks run.
+        """
         waiters, self.waiters = self.waiters, deque()
         for waiter in waiters:
-            if waiter.farewell in promised or not connection.can_be_shared(waiter.farewell):
+            if not connection.can_be_shared(waiter.farewell):
                 self.waiters.append(waiter)
                 continue
             if waiter.farewell is not None:
-                promised.add(waiter.farewell)
+                connection.plan_farewell(waiter.farewell)
+                waiter.promised = connection
             waiter.resolve(connection)
 
-    def resolve_all(self, outcome: Connection | WebSocketError) -> None:
+    def opened(self, connection: Connection, farewell: Hashable) -> None:
+        """Give a new shared connection to the waiters, and to the first of those that cannot share it a free slot."""
+        if farewell is not None:
+            # The caller that has opened it comes first.
+            connection.plan_farewell(farewell)
+        self.offer(connection)
+        if farewell is not None:
+            connection.drop_farewell(farewell)
+        taken = len(self.connections) + self.slots_lent
+        if self.waiters and not self.slots_lent and taken < self.waiters[0].capacity:
+            self.pass_on(_Grant.SLOT)
+
+    def fail_all(self, error: WebSocketError) -> None:
         while self.waiters:
-            waiter = self.waiters.popleft()
-            waiter.resolve(copy.copy(outcome) if isinstance(outcome, WebSocketError) else outcome)
+            self.waiters.popleft().resolve(copy.copy(error))
 
 
 class Pool:
@@ -213,6 +250,7 @@ class Pool:
         self._notes: deque[Callable[[], None]] = deque()
         self._attention: anyio.Event | None = None
         self._next_look = math.inf
+        self._arrivals = itertools.count()
         self._wake = loop_waker(self._call_caretaker)
         self._closed = False
         self._lost_sessions: dict[Endpoint, Connection] = {}
@@ -306,6 +344,8 @@ class Pool:
         """
         # Fixed before the loop: a caller may get a connection that is lost at once, and must not wait anew.
         deadline = self.clock() + plan.timeout
+        capacity = 1 if endpoint.session is not None else plan.max_connections
+        arrival = next(self._arrivals)
         while True:
             self._check_open(endpoint)
             if carried is not None:
@@ -322,17 +362,16 @@ class Pool:
                 there = self._endpoints[endpoint] = _EndpointConnections(endpoint)
             granted: Connection | Literal[_Grant.SLOT] | None = there.pick(reject_stray=reject_stray, farewell=farewell)
             if granted is None:
-                capacity = 1 if endpoint.session is not None else plan.max_connections
                 if there.lend_slot(capacity, replaces=carried is not None):
                     granted = _Grant.SLOT
                 else:
-                    granted = await self._wait(there, plan, deadline, farewell)
+                    granted = await self._wait(there, _Waiter(arrival, capacity, farewell), plan, deadline)
             if granted is _Grant.SLOT:
                 if only_open:
                     there.slots_lent -= 1
                     self._slot_freed(there)
                     return None
-                return await self._open(there, plan, context, carried)
+                return await self._open(there, plan, context, carried, farewell)
             self._idle_until.pop(granted, None)
             if granted.is_shared:
                 if granted.can_be_shared(farewell):
@@ -394,10 +433,9 @@ class Pool:
                 raise
 
     async def _wait(
-        self, there: _EndpointConnections, plan: Plan, deadline: float, farewell: Hashable
+        self, there: _EndpointConnections, waiter: _Waiter, plan: Plan, deadline: float
     ) -> Connection | Literal[_Grant.SLOT]:
-        waiter = _Waiter(farewell)
-        there.waiters.append(waiter)
+        there.enqueue(waiter)
         try:
             with anyio.CancelScope(deadline=deadline):
                 await waiter.event.wait()
@@ -414,6 +452,7 @@ class Pool:
             )
         if isinstance(outcome, WebSocketError):
             raise outcome
+        waiter.redeem()
         return outcome
 
     def _leave_queue(self, there: _EndpointConnections, waiter: _Waiter) -> None:
@@ -428,6 +467,7 @@ class Pool:
         elif isinstance(outcome, WebSocketError):
             pass
         elif outcome.is_shared:
+            waiter.redeem()
             there.offer(outcome)
         else:
             self._put_back(there, outcome)
@@ -438,6 +478,7 @@ class Pool:
         plan: Plan,
         context: RenderContext,
         carried: Mapping[str, Any] | None,
+        farewell: Hashable,
     ) -> Connection:
         """Use a slot: open a connection, and grant it to the waiters if it is shared."""
         scope = anyio.CancelScope()
@@ -460,7 +501,7 @@ class Pool:
         except BaseException as error:
             there.slots_lent -= 1
             if there.is_shared and isinstance(error, WebSocketError):
-                there.resolve_all(error)
+                there.fail_all(error)
             self._slot_freed(there)
             raise
         finally:
@@ -476,7 +517,7 @@ class Pool:
         connection.keeps_messages = there.endpoint.session is not None and not there.is_shared
         connection.start()
         if there.is_shared:
-            there.resolve_all(connection)
+            there.opened(connection, farewell)
         return connection
 
     async def _connect_with_descriptors(
@@ -624,7 +665,7 @@ class Pool:
         endpoints = list(endpoints)
         connections = [connection for there in endpoints for connection in there.connections]
         for there in endpoints:
-            there.resolve_all(WebSocketClosedError(why, code=1000, endpoint=there.endpoint.display_url))
+            there.fail_all(WebSocketClosedError(why, code=1000, endpoint=there.endpoint.display_url))
             for scope in list(there.opening):
                 scope.cancel()
         for connection in connections:

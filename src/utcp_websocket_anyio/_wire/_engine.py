@@ -95,9 +95,7 @@ class EngineWire(Wire):
         # The other's coroutine instead of one more: it would cost each call a third of a microsecond.
         return self._send((data,), fragment, self._interrupts)
 
-    def send_many(
-        self, messages: Sequence[str | bytes], fragment: int | None = None
-    ) -> Coroutine[Any, Any, None]:
+    def send_many(self, messages: Sequence[str | bytes], fragment: int | None = None) -> Coroutine[Any, Any, None]:
         return self._send(messages, fragment, None)
 
     @abstractmethod
