@@ -2,6 +2,7 @@
 
 A request is ``{"id", "n", "start", "parts", "pad", "pause", "ends"}``. Its answer is a message for each part from
 ``start`` to ``parts``, the last one marked if the request says that it ends; otherwise nothing comes behind it.
+Anything else, such as a login or a farewell, is answered by itself.
 """
 
 from __future__ import annotations
@@ -155,6 +156,9 @@ class Conversation:
 
     async def answer(self, request: dict[str, Any]) -> None:
         """All parts of an answer, sometimes late, sometimes in pieces, never for another request."""
+        if "parts" not in request:
+            await self.send(request)
+            return
         if request["n"] % 7 == 0:
             await anyio.sleep(0.01)
         for part in range(request["start"], request["parts"]):

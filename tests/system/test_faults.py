@@ -29,6 +29,7 @@ from support.peers import peer
 from support.protocol import pool_of, port_of, template
 
 from utcp_websocket_anyio import (
+    WebSocketAuthError,
     WebSocketCallTemplate,
     WebSocketClosedError,
     WebSocketCommunicationProtocol,
@@ -69,10 +70,27 @@ COMMON: dict[str, Any] = {
     "message": {**REQUEST, "id": "{{uuid}}", "start": 0},
 }
 OWN: dict[str, Any] = {"message_filter": {"id": "{{uuid}}"}}
+
+
+def asking(what: str, **more: Any) -> dict[str, Any]:
+    """A step that says something and waits for the answer."""
+    message = {"say": what, **more}
+    return {"send": message, "expect": message}
+
+
+CONVERSING: dict[str, Any] = {
+    **OWN,
+    "on_connect": [asking("login")],
+    "heartbeat": {**asking("beat"), "every": 0.1, "timeout": 0.3},
+    "before": [asking("before", id="{{uuid}}")],
+    "on_end": [asking("end", id="{{uuid}}"), asking("really", id="{{uuid}}")],
+    "on_close": [asking("bye")],
+}
 MODES: dict[str, dict[str, Any]] = {
     "exclusive": {},
-    "filtered": {**OWN},
+    "conversing": CONVERSING,
     "multiplexed": {"multiplex": True, **OWN},
+    "multiplexed and conversing": {"multiplex": True, **CONVERSING},
     "compressed": {"compression": "deflate", "compression_threshold": 0},
     "over TLS": {},
     "multiplexed over TLS": {"multiplex": True, **OWN},
@@ -220,6 +238,8 @@ class Run:
         elif isinstance(error, WebSocketProtocolError):
             assert "control frames in a row" in str(error), repr(error)
             assert self._server.exceeded
+        elif isinstance(error, WebSocketAuthError):
+            assert self._server.closes[1008] + self._server.closes[4000] > 0
         else:
             assert type(error) in (WebSocketConnectionError, WebSocketTimeoutError), repr(error)
 
