@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from contextlib import aclosing
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 from support.backends import virtual_time
-from support.peers import Peer, peer, peer_in_memory
+from support.peers import TEXT, Peer, frame, peer, peer_in_memory
 from support.protocol import entered, template, until_idle
 
 from utcp_websocket_anyio import (
@@ -234,6 +235,36 @@ async def test_a_day_of_losses_tells_every_gap_and_leaks_nothing(
         assert protocol.statistics().resumes == minutes
         while (now := protocol.statistics()).active or now.closing or now.idle > multiplex:
             await anyio.sleep(1)
+
+
+async def test_what_comes_behind_the_message_that_gives_a_connection_up_is_not_counted_as_seen(multiplex: bool) -> None:
+    requests: list[Any] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        requests.append(await peer.receive_json())
+        if len(requests) == 1:
+            messages = [{"n": 0}, {"op": "reconnect"}, {"n": 1}]
+        else:
+            messages = [{"n": n} for n in range(requests[-1]["after"] + 1, 3)]
+        await peer.send_raw(b"".join(frame(TEXT, json.dumps(message).encode()) for message in messages))
+        await peer.until_closed()
+
+    fields: dict[str, Any] = {
+        "message": {"after": -1},
+        "on_message": [
+            {"match": {"op": "reconnect"}, "lost": True},
+            {"match": {"n": {"$any": True}}, "capture": {"last": {"path": "n"}}},
+        ],
+        "resume": {"request": [{"send": {"after": "{{captured.last}}"}}]},
+        "result": {"path": "n"},
+    }
+    async with entered() as protocol, peer(script) as url:
+        stream = protocol.call_tool_streaming(None, "m.t", {}, call_template(url, multiplex, **fields))
+        async with aclosing(stream):
+            with anyio.fail_after(20):
+                assert [await stream.__anext__() for _ in range(3)] == [0, 1, 2]
+    assert requests == [{"after": -1}, {"after": 0}]
 
 
 # Sessions

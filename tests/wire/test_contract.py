@@ -326,6 +326,59 @@ async def test_closing_says_so_and_waits_for_the_answer(connect: Opener) -> None
             await gone.wait()
 
 
+async def test_after_its_close_frame_everything_is_received_until_the_peer_closes_too(connect: Opener) -> None:
+    heard: list[Any] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.send("under way")
+        heard.append(await peer.receive_frame())
+        await peer.send_frame(PING, b"?")
+        await peer.send("behind the close")
+        await peer.close(1011)
+        with suppress(anyio.IncompleteRead):
+            heard.append(await peer.receive_frame())
+
+    with anyio.fail_after(10):
+        async with peer(script) as url:
+            wire = await connect(url)
+            await wire.send_close(1011)
+            with pytest.raises(WebSocketClosedError):
+                await wire.send("too late")
+            assert wire.closed is None
+            assert [await wire.receive(), await wire.receive()] == ["under way", "behind the close"]
+            with pytest.raises(WebSocketClosedError) as caught:
+                await wire.receive()
+            assert caught.value.code == 1011
+            with pytest.raises(WebSocketClosedError):
+                await wire.send_close(1000)
+    assert heard == [(CLOSE, struct.pack("!H", 1011))], "one close frame, and nothing behind it"
+
+
+async def test_closing_after_the_close_frame_was_sent_waits_for_the_answer(connect: Opener) -> None:
+    go, gone = anyio.Event(), anyio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.receive_close()
+        await peer.send("it is not received any more")
+        await go.wait()
+        await peer.close(1011)
+        await peer.until_gone()
+        gone.set()
+
+    with anyio.fail_after(10):
+        async with peer(script) as url, anyio.create_task_group() as task_group:
+            wire = await connect(url)
+            await wire.send_close(1011)
+            task_group.start_soon(wire.close)
+            await anyio.wait_all_tasks_blocked()
+            go.set()
+            await gone.wait()
+            with pytest.raises(WebSocketClosedError):
+                await wire.receive()
+
+
 async def test_closing_while_another_task_receives_ends_that_too(connect: Opener) -> None:
     with anyio.fail_after(10):
         async with echo_server() as url:

@@ -18,7 +18,20 @@ Whatever it is, the connection is let go of in that moment (`_let_go`): with a f
 server has not ended the exchange; back to the pool or closed, if it has not.
 
 A stream with `resume` survives the loss of its connection: a task of the pool opens another one and begins a new leg on
-it, while the caller waits. If the server asks for the move, the old leg is read until the new one runs.
+it, while the caller waits. If the server asks for the move, the stream has two legs for a while:
+
+========  ==========================================  ================================================================
+phase     the old leg                                 the new leg (`_next_leg`)
+========  ==========================================  ================================================================
+opening   is read as before; its loss is a gap        connects, runs `before`, sends the request; what comes is held
+parting   its close frame is sent; it is read until   is ready (`_ready`); what comes is held
+          the peer has closed, too (`_read_out`)
+over      is left                                     is the stream's leg; what was held comes now
+========  ==========================================  ================================================================
+
+What the peer sent before it closed is there when its close is: so nothing is lost that was under way when the new leg
+was ready, and all of it comes before the new leg's messages. A shared connection is closed when all of its exchanges
+have moved or are done; a stream waits for that no longer than for a closing handshake.
 """
 
 from __future__ import annotations
@@ -40,7 +53,7 @@ from .._connections.connector import backoff
 from .._connections.steps import Captures
 from .._templates.encoders import text_of
 from .._templates.received import Message, ResponseError
-from .._wire import Interrupted
+from .._wire import CLOSING_TIME, Interrupted
 from ..errors import (
     WebSocketAuthError,
     WebSocketClosedError,
@@ -48,7 +61,7 @@ from ..errors import (
     WebSocketProtocolError,
     WebSocketToolError,
 )
-from .base import COMPLETE, ENDED, EXPIRED, RUNNING, BaseExchange
+from .base import COMPLETE, ENDED, EXPIRED, OPENING, RUNNING, BaseExchange
 from .leg import Leg
 from .responses import RESPONSE, Meaning
 
@@ -70,6 +83,13 @@ _MAX_PARSED_BYTES = 64 * 1024
 _EXCLUSIVE_MESSAGES = 16
 _EXCLUSIVE_BYTES = 256 * 1024
 """Bytes that may wait for a slow consumer on an exclusive connection before TCP holds the sender back."""
+
+_PARTING_MESSAGES = _MAX_QUEUED_MESSAGES // 2
+_PARTING_BYTES = _MAX_QUEUED_BYTES // 2
+"""As much may wait while a connection parts, which should not take as long as a slow consumer does."""
+
+_LOOK_AGAIN = 0.05
+"""Seconds between two looks if a slow consumer has made room for what a parting connection still says."""
 
 
 class _End(enum.Enum):
@@ -114,6 +134,9 @@ class Exchange(BaseExchange):
     _is_left = False
     _next_leg: Leg | None = None
     _next_failure: WebSocketError | None = None
+    _ready: Leg | None = None
+    _reading_out: anyio.CancelScope | None = None
+    _asked: ResumeChange | None = None
     _changed: anyio.Event | None = None
     _has_first = False
     _has_no_deadline = False
@@ -201,6 +224,8 @@ class Exchange(BaseExchange):
                 # `response_timeout` is for the steps together, and starts again with the request.
                 self._forget_deadline()
                 self._watch_deadline(self._timeout)
+                self.state = RUNNING
+                self._move_as_asked(leg)
             self.state = RUNNING
             goes_on = await leg.send_request(plan.request)
             if goes_on or not plan.request:
@@ -241,7 +266,7 @@ class Exchange(BaseExchange):
         """Let go of everything. Synchronous, so it is safe after cancellation."""
         self._is_left = True
         if self._resuming is not None:
-            self._resuming.cancel()
+            self._stop_resuming(self._resuming)
         self._let_go()
 
     def finish_later(self) -> None:
@@ -293,15 +318,17 @@ class Exchange(BaseExchange):
     @property
     def has_room(self) -> bool:
         """True if an exclusive connection may be read on while the caller is away."""
-        return len(self._queue) < _EXCLUSIVE_MESSAGES and self._queued_bytes < _EXCLUSIVE_BYTES
+        return self._has_room_for(_EXCLUSIVE_MESSAGES, _EXCLUSIVE_BYTES)
+
+    def _has_room_for(self, messages: int, size: int) -> bool:
+        return len(self._queue) + len(self._held) < messages and self._queued_bytes < size
 
     def accepted(self, message: Message, leg: Leg) -> None:
         """Decide what a message means."""
         if self.state is not RUNNING:
             return
         if leg is not self._leg:
-            # It comes behind the gap, and what the connection before it has still brought.
-            self._held.append(message)
+            self._hold(message, leg)
             return
         try:
             meaning = leg.classifier.classify(message)
@@ -390,6 +417,30 @@ class Exchange(BaseExchange):
             WebSocketProtocolError(f"the server ended the exchange after {came}", endpoint=self._endpoint.display_url)
         )
 
+    def _hold(self, message: Message, leg: Leg) -> None:
+        """Keep a message of the next leg: it comes behind the gap, and what the leg before it has still brought."""
+        has_room = self._has_room_for(_MAX_QUEUED_MESSAGES, _MAX_QUEUED_BYTES - message.size)
+        if not has_room and leg.connection.wire.closed is None:
+            self._fail_too_slow()
+            self._interrupt()
+            return
+        self._queued_bytes += message.size
+        self._held.append(message)
+        is_much = len(self._held) >= _PARTING_MESSAGES or self._queued_bytes >= _PARTING_BYTES
+        if is_much and self._reading_out is not None:
+            # A shared connection is always read. It cannot wait any longer for what the old one still says.
+            self._reading_out.cancel()
+
+    def _take_held(self) -> list[Message]:
+        held, self._held = self._held, []
+        self._queued_bytes -= sum(message.size for message in held)
+        return held
+
+    def _fail_too_slow(self) -> None:
+        reason = f"the stream was read too slowly: {len(self._queue) + len(self._held)} responses are queued"
+        self._queue.clear()
+        self._fail(self._unreadable(reason))
+
     def _enqueue(self, queued: _Queued) -> bool:
         """Queue something for the caller; False if the exchange has failed because the caller is too slow."""
         queue = self._queue
@@ -397,9 +448,7 @@ class Exchange(BaseExchange):
         is_full = queue and (size > _MAX_QUEUED_BYTES or len(queue) >= _MAX_QUEUED_MESSAGES)
         # What a connection that has ended still brings has been in memory all the time, and no more is coming.
         if is_full and queued.leg.connection.wire.closed is None:
-            reason = f"the stream was read too slowly: {len(queue)} responses are queued"
-            queue.clear()
-            self._fail(WebSocketProtocolError(reason, endpoint=self._endpoint.display_url))
+            self._fail_too_slow()
             return False
         # Another exchange on the same connection may accept the same message, and callers may change what they get.
         queued.message = queued.message.claimed(keep_parsed=size <= _MAX_PARSED_BYTES)
@@ -429,7 +478,9 @@ class Exchange(BaseExchange):
     def _acknowledge(self, queued: _Queued) -> None:
         """Acknowledge what the caller was given, on the connection it came from while that is open."""
         if self._plan.on_response is not None and queued.is_final_part:
-            leg = queued.leg if queued.leg.connection.error is None or self._leg is None else self._leg
+            leg, connection = queued.leg, queued.leg.connection
+            if connection.error is not None or connection.is_parting:
+                leg = self._ready or self._leg or leg
             leg.acknowledge(queued.message)
 
     def _collected(self, responses: list[Any]) -> Any:
@@ -481,8 +532,8 @@ class Exchange(BaseExchange):
                 while not self._queue and self.state is RUNNING and self._leg is leg:
                     await self._wait(leg)
                 return
-            # A message that is still arriving does not count as silence.
-            if not (wire.has_partial_message() and wire.progress > progress):
+            # A message that is still arriving does not count as silence, nor does one that waits for the old leg's end.
+            if not (self._held or (wire.has_partial_message() and wire.progress > progress)):
                 break
         self.state = ENDED
         self._let_go()
@@ -519,6 +570,9 @@ class Exchange(BaseExchange):
             self._queue.clear()
             self._fail(error)
             self._interrupt()
+        elif self._ready is not None:
+            # It has moved: this is all that its old connection had to say.
+            self._lose(leg)
         elif not isinstance(error, WebSocketClosedError):
             self._fail(error)
         elif self._resuming is not None:
@@ -543,7 +597,7 @@ class Exchange(BaseExchange):
         """Let go of the connection now, and wake the caller: it may be away for long."""
         leg = self._leg
         if self._resuming is not None:
-            self._resuming.cancel()
+            self._stop_resuming(self._resuming)
         self._let_go()
         if leg is not None:
             leg.channel.interrupt()
@@ -595,10 +649,27 @@ class Exchange(BaseExchange):
 
     def move(self, leg: Leg, change: ResumeChange) -> None:
         """The server asks for a new connection: the stream moves, and the old one is read meanwhile."""
-        resume = change.applied_to(self._plan.resume)
-        if resume is None or leg is not self._leg or not self._is_open_stream or self.state is not RUNNING:
+        if self.state > RUNNING or not self._is_open_stream:
             return
-        if self._resuming is None:
+        if leg is self._next_leg and leg is not self._ready:
+            # It does not carry the stream yet, and what its steps wait for may never come: another one does instead.
+            reason = "the endpoint asked for another connection before the stream had resumed on this one"
+            leg.fail(MoveAskedError(reason, change, leg.connection.captured, endpoint=self._endpoint.display_url))
+            leg.channel.interrupt()
+        elif leg is self._ready or self.state is OPENING:
+            self._asked = change
+        elif leg is self._leg and self._resuming is None:
+            self._start_moving(leg, change)
+
+    def _move_as_asked(self, leg: Leg) -> None:
+        """Move a stream whose leg runs now, if the server has asked for it meanwhile."""
+        change, self._asked = self._asked, None
+        if change is not None:
+            self._start_moving(leg, change)
+
+    def _start_moving(self, leg: Leg, change: ResumeChange) -> None:
+        resume = change.applied_to(self._plan.resume)
+        if resume is not None:
             self._start_resuming(resume, leg, None)
 
     def close(self, error: WebSocketClosedError) -> None:
@@ -623,6 +694,12 @@ class Exchange(BaseExchange):
         self._pool.resuming[self] = self._endpoint.manual
         leg.connection.start_task(self._run_resuming, self._resuming, resume, leg, error)
 
+    def _stop_resuming(self, scope: anyio.CancelScope) -> None:
+        """The stream ends meanwhile. If it has moved, its new leg has the farewell to say."""
+        scope.cancel()
+        if self._ready is not None:
+            self._leave_old(self._ready)
+
     async def _run_resuming(
         self, scope: anyio.CancelScope, resume: Resume, old: Leg, error: WebSocketError | None
     ) -> None:
@@ -631,11 +708,11 @@ class Exchange(BaseExchange):
                 await self._keep_resuming(resume, old, error)
         except Exception as failure:  # noqa: BLE001 - the bulkhead
             log_internal_error(_log, failure, "resuming a stream")
-            self._fail(internal_error(failure, endpoint=self._endpoint.display_url))
+            self._fail_resuming(internal_error(failure, endpoint=self._endpoint.display_url))
         finally:
-            self._resuming = None
-            self._pool.resuming.pop(self, None)
-            if self.state is RUNNING and self._leg is None:
+            if self._resuming is scope:
+                self._has_resumed()
+            if self.state is RUNNING and self._leg is None and self._resuming is None:
                 # The end of the pool's tasks; nothing else would ever wake the caller.
                 self._fail(
                     WebSocketClosedError(
@@ -644,47 +721,61 @@ class Exchange(BaseExchange):
                 )
             self._wake()
 
+    def _fail_resuming(self, error: WebSocketError) -> None:
+        """It cannot go on. The caller may wait for what its old connection says."""
+        self._fail(error)
+        self._interrupt()
+
+    def _has_resumed(self) -> None:
+        self._resuming = None
+        self._pool.resuming.pop(self, None)
+
     async def _keep_resuming(self, resume: Resume, old: Leg, error: WebSocketError | None) -> None:
         lost_at = self._pool.clock()
-        carried = {} if resume.drops_captures else Captures(old.connection.captured)
+        captured: Mapping[str, Any] = old.connection.captured
+        failed = error is not None
         if resume.drops_captures:
             self._captured = {}
-        failed = error is not None
         while self.state is RUNNING:
             if failed:
                 self._failures += 1
                 if self._failures > resume.attempts:
                     assert error is not None
-                    self._fail(error)
+                    self._fail_resuming(error.told() if isinstance(error, MoveAskedError) else error)
                     return
                 await anyio.sleep(backoff(self._failures))
             try:
-                leg, waits = await self._begin_anew(resume, carried)
+                # As it is now: a connection that the stream moves from goes on capturing.
+                leg, waits = await self._begin_anew(resume, {} if resume.drops_captures else Captures(captured))
             except WebSocketAuthError as refused:
                 # The endpoint refuses: trying again does not help.
-                self._fail(refused)
+                self._fail_resuming(refused)
                 return
             except Interrupted:
                 return
             except MoveAskedError as asked:
                 error, failed = asked, True
-                resume = (asked.change and asked.change.applied_to(self._plan.resume)) or resume
+                resume = asked.change.applied_to(self._plan.resume) or resume
+                captured = asked.captured
                 if resume.drops_captures:
-                    carried = {}
                     self._captured = {}
                 continue
             except WebSocketError as failure:
                 error, failed = failure, True
                 if isinstance(failure, WebSocketClosedError) and resume.is_final(failure.code):
-                    self._fail(failure)
+                    self._fail_resuming(failure)
                     return
                 continue
-            self._next_leg = None
+            moved = self._leg is old
+            if moved and not await self._read_out(old, leg):
+                # The stream was left meanwhile, and its legs with it.
+                return
+            self._next_leg = self._ready = None
             if self._is_left or self.state is not RUNNING:
                 # The stream has ended in the turn in which its new leg was ready.
                 self._release(leg, by_server=False, in_full=False)
             else:
-                self._take_over(leg, resume, self._pool.clock() - lost_at, waits=waits)
+                self._take_over(leg, resume, self._pool.clock() - lost_at, moved=moved, waits=waits)
             return
 
     async def _begin_anew(self, resume: Resume, carried: Mapping[str, Any]) -> tuple[Leg, bool]:
@@ -699,55 +790,107 @@ class Exchange(BaseExchange):
             carried=carried,
         )
         assert connection is not None
-        self._held.clear()
-        self._next_failure = None
-        self._next_leg = leg = Leg(self, self._request, connection, self._captured)
+        leg = Leg(self, self._request, connection, self._captured)
+        self._expect(leg)
         timeout = self._plan.timeout if self._request.timeout is None else self._request.timeout
         try:
-            with anyio.move_on_after(timeout):
+            with anyio.move_on_after(timeout) as scope:
                 if plan.before:
                     await leg.run_before(plan.before)
                 goes_on = await leg.send_request(plan.request)
-                sends_each = goes_on and any(step.send_each is not None for step in plan.request)
-                return leg, bool(plan.request) and not sends_each
-            raise self._timed_out(timeout)
+                if self._next_failure is None:
+                    sends_each = goes_on and any(step.send_each is not None for step in plan.request)
+                    return leg, bool(plan.request) and not sends_each
+            if scope.cancelled_caught:
+                raise self._timed_out(timeout)
         except Interrupted:
-            self._next_leg = None
-            self._release(leg, by_server=False, in_full=False)
             if self._next_failure is None:
+                self._abandon(leg)
                 raise
         except BaseException:
-            self._next_leg = None
-            self._release(leg, by_server=False, in_full=False)
+            self._abandon(leg)
             raise
+        self._abandon(leg)
+        assert self._next_failure is not None
         raise self._next_failure
 
-    def _take_over(self, leg: Leg, resume: Resume, gap: float, *, waits: bool) -> None:
-        """Go on with a new leg. The old one, if there is one, is left only now."""
+    def _expect(self, leg: Leg) -> None:
+        self._take_held()
+        self._next_leg, self._next_failure, self._asked = leg, None, None
+
+    def _abandon(self, leg: Leg) -> None:
+        """Let go of a new leg that does not get to carry the stream."""
+        self._next_leg = None
+        self._release(leg, by_server=False, in_full=False)
+
+    async def _read_out(self, old: Leg, leg: Leg) -> bool:
+        """Close the old connection, and take what it still says, while the new leg is ready. There are four ends:
+
+        1. The peer has closed, too, or is gone: that was all.
+        2. It has had the time of a closing handshake. Only waiting with nothing there counts: what it has sent already
+           comes before its close, and this side may be slow.
+        3. It sends on and on, more than can have been under way.
+        4. Others go on using a shared connection: the time is over, and the stream leaves it.
+        5. So much has come for the new leg that it cannot wait.
+
+        Returns:
+            False if the stream has let go of both legs meanwhile.
+        """
+        self._ready = leg
+        connection = old.connection
+        most = connection.wire.bytes_received + _MAX_QUEUED_BYTES
+        left = CLOSING_TIME
+        old.part()
+        with anyio.CancelScope() as self._reading_out:
+            while self._leg is old and self.state is RUNNING:
+                if left <= 0 or connection.wire.bytes_received > most:
+                    break
+                if not self._has_room_for(_PARTING_MESSAGES, _PARTING_BYTES):
+                    await anyio.sleep(_LOOK_AGAIN)
+                    continue
+                began, is_there = self._pool.clock(), connection.has_unread_data
+                with anyio.move_on_after(left) as scope:
+                    await self._wait(old)
+                if scope.cancelled_caught:
+                    left = 0
+                elif not is_there:
+                    left -= self._pool.clock() - began
+        self._reading_out = None
+        if self._leg is old:
+            # The time was over in the turn in which it came.
+            connection.take_in_unread()
+        return self._ready is leg
+
+    def _leave_old(self, leg: Leg) -> None:
+        """Go on with a new leg instead of the old one, if that is still there."""
+        old, self._leg, self._ready = self._leg, leg, None
+        if old is not None:
+            self._release(old, by_server=True, in_full=False)
+            old.channel.interrupt()
+
+    def _take_over(self, leg: Leg, resume: Resume, gap: float, *, moved: bool, waits: bool) -> None:
+        """Go on with a new leg, which may have failed or been asked to move since it was ready."""
         self._pool.counters.resumes += 1
         _log.warning(
             "stream resumed after %.2f s: %s", gap, self._endpoint.display_url,
             extra={"endpoint": self._endpoint.display_url, "event": "resumed", "gap": gap},
         )  # fmt: skip
-        old, self._leg = self._leg, leg
-        if old is None:
-            if resume.gap_item is not None:
-                value = resume.gap_item.render(leg.context.replace(gap=gap))
-                queued = _Queued(Message(""), leg)
-                queued.value = value
-                queued.is_final_part = False
-                self._enqueue(queued)
-        else:
-            # Its session, if it has one, goes on.
-            old.connection.ends_session = True
-            old.finish(by_server=True, in_full=False)
-            old.channel.interrupt()
-            self._hand_back(old.connection, is_good=False)
+        self._has_resumed()
+        self._leave_old(leg)
+        if not moved and resume.gap_item is not None:
+            value = resume.gap_item.render(leg.context.replace(gap=gap))
+            queued = _Queued(Message(""), leg)
+            queued.value = value
+            queued.is_final_part = False
+            self._enqueue(queued)
         if waits and self._has_no_deadline and not self._has_first:
             self._watch_deadline(self._timeout)
-        held, self._held = self._held, []
-        for message in held:
+        for message in self._take_held():
             self.accepted(message, leg)
+        if self._next_failure is not None:
+            self.leg_failed(leg, self._next_failure)
+        elif self.state is RUNNING:
+            self._move_as_asked(leg)
         self._wake()
 
 

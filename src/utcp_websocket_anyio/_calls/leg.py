@@ -7,7 +7,7 @@ leg is what a connection knows as its user. Messages come to it by one way, `acc
 the leg    what `accept` does with a message
 =========  ========================================================================================
 opening    keeps it: for the step that waits, or for the exchange's own filters once the request is out
-running    offers it to a step of the request that waits, then to the exchange
+running    offers it to a step of the request that waits, then to the exchange; after `part`, too
 leaving    keeps it for the steps of `on_end`
 =========  ========================================================================================
 
@@ -95,6 +95,7 @@ class Leg:
     """The way messages are read, from the request on."""
     farewell_failed = False
     _is_stopped = False
+    _has_moved = False
     _has_begun = False
     _first: RenderContext | None = None
     _scope: anyio.CancelScope | None = None
@@ -403,6 +404,13 @@ class Leg:
 
     # Leaving
 
+    def part(self) -> None:
+        """Say nothing more, and go on reading: the exchange has moved to another leg."""
+        self._is_stopped = self._has_moved = True
+        if self._scope is not None:
+            self._scope.cancel()
+        self.channel.part()
+
     def finish(self, *, by_server: bool, in_full: bool) -> tuple[Step, ...]:
         """Let go of the connection, unless there is a farewell to say.
 
@@ -428,7 +436,7 @@ class Leg:
         return steps
 
     def _farewell(self, *, by_server: bool, in_full: bool) -> tuple[Step, ...]:
-        if by_server or not self._has_begun:
+        if by_server or self._has_moved or not self._has_begun:
             return ()
         return tuple(step for step in self._plan.on_end if step.always) if in_full else self._plan.on_end
 

@@ -14,6 +14,9 @@ Everything else is posted to the `Outbox`, whose task is started with the first 
 **The end.** Failure is a state, not an exception that travels: the first error ends the connection, and every user gets
 a copy of it. Five verbs, in every module: *fail* (an error ended it), *retire* (no new use; `aclose` follows), *aclose*
 (graceful), *abort* (now), and *finish* (an exchange lets go).
+
+A connection that its streams have moved from *parts*: the close frame is sent while they are still its users, and what
+the peer says before its own close finds them. So nothing that was under way is lost.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
@@ -70,11 +73,30 @@ class User(Protocol):
 
 
 class MoveAskedError(WebSocketClosedError):
-    """The server asked for another connection before this one was ready; `change` says how to open it."""
+    """The server asked for another connection before this one was ready. No caller gets it.
 
-    def __init__(self, message: str, *, change: ResumeChange | None = None, endpoint: str | None = None) -> None:
-        super().__init__(message, endpoint=endpoint)
+    Args:
+        reason: Text for people.
+        change: The way to open another one.
+        captured: Values that this one has captured.
+        endpoint: The endpoint, without secrets.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        change: ResumeChange,
+        captured: Mapping[str, Any],
+        *,
+        endpoint: str | None = None,
+    ) -> None:
+        super().__init__(reason, endpoint=endpoint)
         self.change = change
+        self.captured = captured
+
+    def told(self) -> WebSocketClosedError:
+        """The error that a caller gets in its place."""
+        return WebSocketClosedError(self.args[0], endpoint=self.endpoint)
 
 
 class _Nobody:
@@ -134,6 +156,14 @@ class Channel(ABC):
         """
 
     @abstractmethod
+    def part(self) -> None:
+        """Say nothing more, and go on reading: the exchange has moved to another connection.
+
+        The connection is closed as soon as all its exchanges have. What the peer says until its own close, which ends
+        the connection, is accepted.
+        """
+
+    @abstractmethod
     def interrupt(self) -> None:
         """Wake the exchange out of `wait`, `send` and `flush`, if it is there now; it looks at its own state then."""
 
@@ -162,6 +192,7 @@ class Connection(ABC):
     Attributes:
         captured: Values that its moments have captured and computed; calls see them, too.
         is_leaving: True if it takes no further exchange and closes when the last one is over.
+        is_parting: True if its close frame is sent, or about to be, and its users only read.
         was_given_up: True if this side gave it up as if it had been lost.
         keeps_messages: True if what arrives between two uses is kept for the next one, as a session wants it.
         ends_session: True if its end is the end of its session, and no loss.
@@ -196,6 +227,7 @@ class Connection(ABC):
         self.calls = 0
         self.retired = False
         self.is_leaving = False
+        self.is_parting = False
         self.was_given_up = False
         self.may_get_stray_response = False
         self.keeps_messages = False
@@ -238,7 +270,7 @@ class Connection(ABC):
         """One of "idle", "active", "closing" and "closed"."""
         if self._error is not None:
             return "closed"
-        if self.retired:
+        if self.retired or self.is_parting:
             return "closing"
         return "active" if self.is_in_use else "idle"
 
@@ -325,6 +357,10 @@ class Connection(ABC):
         """End every use, with an error for each user."""
 
     @abstractmethod
+    def exchange_left(self) -> None:
+        """An exchange has left a connection that takes no further one, and others are still there."""
+
+    @abstractmethod
     def _users(self) -> Iterable[User]:
         """The recipients of the connection's error when it is lost."""
 
@@ -386,7 +422,9 @@ class Connection(ABC):
             self._fail_internally(error, "taking in a message")
 
     def _take_in_record(self, message: Message) -> None:
-        if not (self._handles_messages and self._handle(message)):
+        # What comes behind the message that has retired it reaches no exchange. If it were captured, a stream that goes
+        # on from what it has captured would never get it.
+        if self.retired or not (self._handles_messages and self._handle(message)):
             self._deliver(message)
 
     def _handle(self, message: Message) -> bool:
@@ -447,7 +485,7 @@ class Connection(ABC):
         if handler.resume is not None and self._is_logging_in:
             # It is not in use yet: the call that waits for it opens another one, in the way that this says.
             reason = f"the endpoint asked for another connection ({handler.where}) before this one was ready"
-            self.fail(MoveAskedError(reason, change=handler.resume, endpoint=self.display_url))
+            self.fail(MoveAskedError(reason, handler.resume, self.captured, endpoint=self.display_url))
             return
         if handler.resume is not None:
             self._closing_code = 1011
@@ -467,6 +505,23 @@ class Connection(ABC):
             if self.on_leaving is not None:
                 self.on_leaving(self)
 
+    def part(self) -> None:
+        """Send the close frame behind what is queued, and go on reading for the users that are still there."""
+        if not (self.is_parting or self.is_over):
+            self.is_parting = True
+            self._stop_keepers()
+            self._run(self._send_close)
+
+    async def _send_close(self) -> None:
+        if self._outbox is not None:
+            await self._outbox.flush()
+        await self.wire.send_close(self._closing_code)
+
+    def take_in_unread(self) -> None:
+        """Route what was read from the socket and not received yet."""
+        for data in self.wire.take_nowait():
+            self._take_in(data)
+
     # Writing
 
     async def send(self, data: str | bytes) -> None:
@@ -484,10 +539,15 @@ class Connection(ABC):
     async def _transmit(self, messages: list[str | bytes]) -> None:
         """Send what has come together in the outbox."""
         outgoing = self.settings.outgoing
-        if outgoing is None:
-            await self.wire.send_many(messages)
-        else:
-            await self.wire.send_many([outgoing.apply(data) for data in messages], outgoing.fragment)
+        try:
+            if outgoing is None:
+                await self.wire.send_many(messages)
+            else:
+                await self.wire.send_many([outgoing.apply(data) for data in messages], outgoing.fragment)
+        except WebSocketError:
+            # A reply that is due behind the close frame is left out, and what is still to come is read.
+            if not self.is_parting or self.wire.closed is not None:
+                raise
 
     def post(self, data: str | bytes) -> Outgoing:
         """Queue one message; it is sent in order, even if the caller is cancelled meanwhile."""
@@ -739,7 +799,8 @@ class Connection(ABC):
             self._has_read.set()
 
     def _report(self, error: WebSocketError) -> None:
-        how, level = ("closed", logging.INFO) if self.retired else ("lost", logging.WARNING)
+        is_expected = self.retired or self.is_parting
+        how, level = ("closed", logging.INFO) if is_expected else ("lost", logging.WARNING)
         lasted = self._clock() - self._opened
         extra = {"endpoint": self.display_url, "event": how, "duration": lasted, "calls": self.calls}
         text = "connection %s: %s: %s after %.1f s, %d calls"

@@ -156,6 +156,9 @@ class ExclusiveConnection(Connection):
             self.end_use(user)
             user.fail(error)
 
+    def exchange_left(self) -> None:
+        """There never is another one."""
+
     def _users(self) -> Iterable[User]:
         return () if self._user is None else (self._user,)
 
@@ -263,6 +266,9 @@ class ExclusiveChannel(Channel):
 
     def listen(self, correlation: tuple[Path, Any] | None) -> None:
         """Every message is this exchange's."""
+
+    def part(self) -> None:
+        self._connection.part()
 
     def interrupt(self) -> None:
         # The use goes on: there may be a farewell to say.

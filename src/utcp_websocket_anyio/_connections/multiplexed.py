@@ -39,6 +39,7 @@ class MultiplexedConnection(Connection):
 
     is_shared = True
     _router: Router | None = None
+    _moved: set[SharedChannel] | None = None
 
     @property
     def is_in_use(self) -> bool:
@@ -50,6 +51,18 @@ class MultiplexedConnection(Connection):
         assert self._router is not None
         self.calls += 1
         return SharedChannel(self, self._router, user)
+
+    def moved(self, channel: SharedChannel) -> None:
+        """A stream has moved to another connection. If nobody else is left, the connection can part."""
+        if self._moved is None:
+            self._moved = set()
+        self._moved.add(channel)
+        self.exchange_left()
+
+    def exchange_left(self) -> None:
+        assert self._router is not None
+        if self._moved is not None and self._moved.issuperset(self._router.everyone()):
+            self.part()
 
     async def drain(self) -> None:
         """Nothing to do: the reader discards what no exchange accepts."""
@@ -158,6 +171,9 @@ class SharedChannel(Channel):
     def listen(self, correlation: tuple[Path, Any] | None) -> None:
         if correlation is not None:
             self._router.narrow(self, correlation)
+
+    def part(self) -> None:
+        self._connection.moved(self)
 
     def interrupt(self) -> None:
         if self._outgoing is not None:

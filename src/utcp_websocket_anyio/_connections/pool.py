@@ -128,6 +128,7 @@ class _EndpointConnections:
         self.connections: set[Connection] = set()
         self.idle: list[Connection] = []
         self.slots_lent = 0
+        self.excess = 0  # connections beyond those allowed: each has a replacement already
         self.opening: set[anyio.CancelScope] = set()
         self.waiters: deque[_Waiter] = deque()
 
@@ -160,14 +161,24 @@ class _EndpointConnections:
             # Calls that come while a connection to share is being opened share it.
             return False
         taken = len(self.connections) + self.slots_lent
+        leaving = 0
         if replaces:
-            taken -= sum(connection.is_leaving for connection in self.connections)
+            leaving = sum(connection.is_leaving for connection in self.connections)
         elif self.waiters:
             return False
-        if taken >= capacity:
+        if taken - leaving >= capacity:
             return False
+        self.excess += taken >= capacity
         self.slots_lent += 1
         return True
+
+    def free_slot(self) -> bool:
+        """A connection is closed, or was not opened: give its slot to the first waiter; False if there is none."""
+        if self.excess:
+            # Its slot went to the one that has replaced it.
+            self.excess -= 1
+            return False
+        return self.pass_on(_Grant.SLOT)
 
     def pass_on(self, outcome: Connection | Literal[_Grant.SLOT]) -> bool:
         """Give the first waiter a connection or the slot of one; False if there is no waiter."""
@@ -591,7 +602,9 @@ class Pool:
 
     def _leaving(self, connection: Connection) -> None:
         """A connection takes no further exchange: it is closed when it is free."""
-        if not connection.is_in_use:
+        if connection.is_in_use:
+            connection.exchange_left()
+        else:
             self.retire(connection, "the server asked for it")
 
     def retire(self, connection: Connection, why: str) -> None:
@@ -681,7 +694,9 @@ class Pool:
         self._idle_until.pop(connection, None)
         if connection in there.idle:
             there.idle.remove(connection)
-        if there.endpoint.session is not None and not (connection.ends_session or self._closed):
+        # Where there still is one, a stream has moved the session to it.
+        is_last = there.endpoint.session is not None and not there.connections
+        if is_last and not (connection.ends_session or self._closed):
             self._session_lost(there, connection)
         self._slot_freed(there)
 
@@ -695,7 +710,7 @@ class Pool:
             there.waiters.popleft().resolve(connection)
 
     def _slot_freed(self, there: _EndpointConnections) -> None:
-        if not there.pass_on(_Grant.SLOT):
+        if not there.free_slot():
             self._forget_unused(there)
 
     def _forget_unused(self, there: _EndpointConnections) -> None:

@@ -299,6 +299,11 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
         await asyncio.shield(self._life)
         self._check_open()
 
+    async def send_close(self, code: int) -> None:
+        self._check_open()
+        self._core.close(code, "")
+        self._write_output()
+
     async def close(self, code: int = 1000, reason: str = "") -> None:
         if self._gone.done():
             return

@@ -166,6 +166,16 @@ class Wire(ABC):
         """
 
     @abstractmethod
+    async def send_close(self, code: int) -> None:
+        """Send the close frame and nothing after it; what the peer says before its own close is still received.
+
+        `close` or `abort` has to follow, unless the peer closes. Cancelling it harms nothing.
+
+        Raises:
+            WebSocketError: The wire is closed, or was closed meanwhile.
+        """
+
+    @abstractmethod
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Perform the closing handshake, within two seconds, and close the socket, on cancellation too.
 

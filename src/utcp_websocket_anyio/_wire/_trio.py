@@ -312,6 +312,11 @@ class TrioWire(EngineWire):
         await self._life.wait()
         self._check_open()
 
+    async def send_close(self, code: int) -> None:
+        self._check_open()
+        self._core.close(code, "")
+        await self._send_output()
+
     async def close(self, code: int = 1000, reason: str = "") -> None:
         if self.closed is not None:
             return
