@@ -20,6 +20,17 @@ def test_keys_are_four_bytes_and_not_given_twice() -> None:
     assert len(set(drawn)) > MANY - 5
 
 
+def test_a_draw_that_is_interrupted_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: int) -> bytes:
+        raise KeyboardInterrupt
+
+    keys = MaskingKeys()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "urandom", interrupted)
+        keys.next()
+    assert len(keys.next()) == 4
+
+
 def test_threads_get_different_ones() -> None:
     def draw() -> list[bytes]:
         return [masking_keys.next() for _ in range(100)]

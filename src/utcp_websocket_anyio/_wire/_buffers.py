@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from .._net.forks import in_each_child
@@ -23,7 +23,7 @@ READ_SIZE: Final = 256 * 1024
 _RECORD_SIZE = 16 * 1024
 """Bytes that TLS decrypts at once."""
 
-_KEYS_AT_ONCE = 1024
+_KEYS_AT_ONCE = 256
 
 _LONG = 64 * 1024
 _MAX_SPARE_SIZE = 4 * 2**20
@@ -63,33 +63,40 @@ class SharedBuffers(threading.local):
 shared_buffers = SharedBuffers()
 
 
-def _random_keys() -> Iterator[bytes]:
-    while True:
-        random = os.urandom(4 * _KEYS_AT_ONCE)
-        for start in range(0, len(random), 4):
-            yield random[start : start + 4]
-
-
 class MaskingKeys(threading.local):
     """Masking keys for outgoing frames: unpredictable ones, as RFC 6455 (section 10.3) asks for.
 
-    The system is asked for a thousand at once: to ask it at each frame takes longer than all else that is done to a
-    short one.
+    The system is asked for hundreds at once: to ask it at each frame takes longer than all else that is done to a short
+    one. (They are in a list and not in a generator, which a KeyboardInterrupt would end for good.)
 
     Attributes:
-        next: Gives a key that was never given before.
+        take: Gives a key that was never given before. Raises `IndexError` where `draw` has to be called.
     """
 
     def __init__(self) -> None:
-        self.draw()
+        self._unused: list[bytes] = []
+        self.take: Callable[[], bytes] = self._unused.pop
 
-    def draw(self) -> None:
-        """Begin with new ones. After a fork they must be others than those of the other process."""
-        self.next: Callable[[], bytes] = _random_keys().__next__
+    def draw(self) -> bytes:
+        """Ask the system for keys, and give the first of them."""
+        random = os.urandom(4 * _KEYS_AT_ONCE)
+        self._unused += [random[start : start + 4] for start in range(0, len(random), 4)]
+        return self.take()
+
+    def next(self) -> bytes:
+        """Give a key that was never given before."""
+        try:
+            return self.take()
+        except IndexError:
+            return self.draw()
+
+    def forget(self) -> None:
+        """Give none of those that were drawn: after a fork, the other process will."""
+        self._unused.clear()
 
 
 masking_keys = MaskingKeys()
-in_each_child(masking_keys.draw)
+in_each_child(masking_keys.forget)
 
 
 class Assembly:

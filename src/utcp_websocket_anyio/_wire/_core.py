@@ -586,7 +586,10 @@ def _encoded(text: str) -> bytes:
 
 
 def _masked_frame(first: int, payload: bytes) -> bytes:
-    key = masking_keys.next()
+    try:
+        key = masking_keys.take()
+    except IndexError:
+        key = masking_keys.draw()
     size = len(payload)
     if size <= _MAX_CONTROL_LENGTH:
         return _pack_short_head(first, _MASKED | size, key) + apply_mask(payload, key)
