@@ -575,6 +575,30 @@ async def test_an_unread_flood_is_held_back(connect: Opener) -> None:
             wire.abort()
 
 
+async def test_one_long_message_that_is_not_taken_holds_back_the_next(connect: Opener) -> None:
+    sent = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal sent
+        await peer.handshake()
+        while True:
+            await peer.send(bytes(2**20))
+            sent += 1
+
+    with anyio.fail_after(30):
+        async with peer(script) as url:
+            wire = await connect(url)
+            for _ in range(3):
+                await wire.receive()
+                before = -1
+                while before != sent:
+                    before = sent
+                    await anyio.sleep(0.1)
+                assert len(wire.take_nowait()) <= 1
+                assert not wire.has_partial_message()
+            wire.abort()
+
+
 async def test_unread_data_tells_of_messages_and_of_the_end(connect: Opener) -> None:
     go, end = anyio.Event(), anyio.Event()
 

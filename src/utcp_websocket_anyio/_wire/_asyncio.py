@@ -141,8 +141,11 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
             core.messages.clear()
         if self._arrival is not None:
             _wake(self._arrival)
-        elif self._callback is not None and core.messages and self.closed is None:
-            self._schedule_callback()
+        elif core.messages and self.closed is None:
+            if self._callback is not None:
+                self._schedule_callback()
+            if core.closed is None:
+                self._regulate()
         if self._life is not None:
             _wake(self._life)
         if self._layer.has_output and (self._writable is None or core.closed is not None):
@@ -152,7 +155,7 @@ class AsyncioWire(EngineWire, asyncio.BufferedProtocol):
             if self._transport is not None:
                 self._transport.close()
         elif len(core.messages) > 1 or core.has_leftover or self._is_paused:
-            # One message is never too much.
+            # One message for which a task waits is never too much.
             self._regulate()
 
     def _regulate(self) -> None:
