@@ -203,6 +203,15 @@ async def test_without_the_declaration_a_deadline_is_an_error_also_in_a_stream(m
         assert anyio.current_time() - began == pytest.approx(20, abs=0.1)
 
 
+async def test_the_time_in_a_filter_is_that_of_the_request() -> None:
+    async with entered() as protocol, echo_server() as url:
+        for number in ("{{uuid}}", "{{call_id}}"):
+            dated = {"id": number, "time": "{{now|unix_ns}}"}
+            for steps in ({}, {"before": [{"send": "hello", "expect": "^hello$"}]}):
+                call_template = template(url, message=dated, message_filter=dated, response_format="json", **steps)
+                assert (await protocol.call_tool(None, "manual.t", {}, call_template)).keys() == dated.keys()
+
+
 async def test_formats_give_text_bytes_or_json() -> None:
     async with entered() as protocol, echo_server() as url:
 

@@ -211,6 +211,9 @@ class Leg:
         plan, connection = self._plan, self.connection
         call_id = connection.next_id() if plan.numbers_calls else 0
         self.context = context = self.context.for_step(call_id, connection.next_id, self.captured)
+        if plan.compares_times:
+            # Taken when it is asked for, which would be with the first message that comes.
+            _ = context.time
         self.classifier = ResponseClassifier(plan, context, self._owner.streaming)
         correlation = None
         if plan.correlation is not None:

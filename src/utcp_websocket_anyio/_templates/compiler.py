@@ -176,6 +176,7 @@ class _Compiler:
             consumed=consumed,
             uses_call_id=any(part.uses_call_id for part in called),
             depends_on_connection=any(not part.kinds.isdisjoint(LATE) for part in called),
+            compares_times=any("now" in part.kinds for part in answers),
             correlation=_correlation(filters),
             knows_its_answers=_knows_its_answers(filters, before, request, call_captures),
             connection_arguments=frozenset(_roots(endpoint_names)),

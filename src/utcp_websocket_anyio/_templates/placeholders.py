@@ -7,11 +7,11 @@ placeholder is compiled into a function of a `RenderContext`: where its value co
 Which placeholders a string may hold depends on its place: its `Scope`. What is written almost like a placeholder is
 a mistake of the author, and so an error; other text in braces is text.
 
-Values arrive at different times. Arguments are there before anything is opened; a message number, a captured value, the
-message at hand or an item only later (`Placeholder.is_late`). `RenderContext` is immutable: each step, each filter and
-each reply gets one of its own, made from another by `replace` (the same instant) or `for_step` (a later one). What
-must be the same in several contexts, the call's UUID and the instant, is kept in cells that they share, filled when
-first asked for.
+Values arrive at different times. Arguments are there before anything is opened; the time of a step, a message number, a
+captured value, the message at hand or an item only later (`Placeholder.is_late`). `RenderContext` is immutable: each
+step, each filter and each reply gets one of its own, made from another by `replace` (the same instant) or `for_step` (a
+later one). What must be the same in several contexts, the call's UUID and the instant, is kept in cells that they
+share, filled when first asked for.
 """
 
 from __future__ import annotations
@@ -269,8 +269,9 @@ _NAME = re.compile(r"(?P<kind>args|captured|message|item)\.(?P<path>[^\s{}|]+)")
 _NOW = re.compile(r"now\s*(?P<shift>[+-]\s*\d{1,9}(?:\.\d{1,6})?)?")
 _OWN_PATHS = ("args", "captured", "message", "item")
 _PATHLESS = ("args", "uuid", "call_id", "step_id", "now", "tool_name", "item", "message", "gap", "dollar")
-LATE = frozenset({"captured.", "call_id", "step_id", "message.", "message", "item.", "item", "gap"})
-"""The kinds of placeholders whose values are not known before there is a connection, or a message or item at hand."""
+LATE = frozenset({"captured.", "call_id", "step_id", "now", "message.", "message", "item.", "item", "gap"})
+"""The kinds of placeholders whose values are not known before there is a connection, or a message or item at hand; and
+the time, which is that of the step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +306,7 @@ class Placeholder:
 
     @property
     def is_late(self) -> bool:
-        """True if its value is not known before there is a connection."""
+        """True if its value is not known before there is a connection, or is the time of its step."""
         return self.kind in LATE
 
     @property

@@ -166,7 +166,8 @@ class Plan:
         session_arguments: Arguments that are needed on an open session, too.
         consumed: The arguments that go into URL and headers, and so not into a request without template.
         uses_call_id: True if request, filters or results depend on the call's number.
-        depends_on_connection: True if they depend on anything that only the connection knows.
+        depends_on_connection: True if they depend on anything that only the connection knows, or on the time.
+        compares_times: True if its filters or results depend on the time, which is that of the request.
         correlation: Place at which each message of the exchange has a value of the call, and that value; None: unknown.
         knows_its_answers: True if no message that is another call's can be taken for one of this call's.
         captures: True if steps of the call may capture something.
@@ -218,6 +219,7 @@ class Plan:
     consumed: frozenset[str]
     uses_call_id: bool
     depends_on_connection: bool
+    compares_times: bool
     correlation: tuple[Path, Template] | None
     knows_its_answers: bool
     connection_arguments: frozenset[str] = frozenset()
@@ -265,7 +267,7 @@ class Plan:
         object.__setattr__(self, "takes_messages_as_they_are", as_they_are)
         is_one = len(request) == 1 and request[0].only_sends and self.expected_responses in (None, 1)
         has_steps = self.before or self.on_response or (self.on_end and self.parting is None)
-        more = has_steps or self.session or self.spread
+        more = has_steps or self.session or self.spread or self.compares_times
         object.__setattr__(self, "is_single", is_one and not more and self.collect != "join")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
@@ -418,6 +420,7 @@ class Plan:
             session_arguments=frozenset(),
             uses_call_id=self.discovery_message.uses_call_id,
             depends_on_connection=True,
+            compares_times=False,
             correlation=None,
             knows_its_answers=False,
             _try_outs=(),
