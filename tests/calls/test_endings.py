@@ -6,8 +6,10 @@ from typing import Any
 
 import anyio
 import pytest
+import trio.lowlevel
+import trio.testing
 from support.backends import virtual_time
-from support.peers import Peer, echo_server, peer, peer_in_memory
+from support.peers import TEXT, Peer, echo_server, frame, peer, peer_in_memory
 from support.protocol import entered, template, until_idle
 
 from utcp_websocket_anyio import (
@@ -17,6 +19,7 @@ from utcp_websocket_anyio import (
     WebSocketTimeoutError,
     WebSocketToolError,
 )
+from utcp_websocket_anyio._templates.filters import Filter
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("both_exchanges")]
 
@@ -201,6 +204,57 @@ async def test_without_the_declaration_a_deadline_is_an_error_also_in_a_stream(m
             await stream.__anext__()
         assert caught.value.phase == "response"
         assert anyio.current_time() - began == pytest.approx(20, abs=0.1)
+
+
+@on_a_jumping_clock
+async def test_the_deadline_holds_although_messages_come_faster_than_they_are_skipped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    matches = Filter.matches
+
+    def takes_a_second(self: Filter, *arguments: Any) -> bool:
+        clock = trio.lowlevel.current_clock()
+        assert isinstance(clock, trio.testing.MockClock)
+        clock.jump(1)
+        return matches(self, *arguments)
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.receive()
+        await peer.send_raw(frame(TEXT, b"noise") * 100 + frame(TEXT, b"value"))
+
+    monkeypatch.setattr(Filter, "matches", takes_a_second)
+    async with peer_in_memory(script, monkeypatch) as url, WebSocketCommunicationProtocol() as protocol:
+        value = template(url, message="go", message_filter="^value$", response_timeout=10)
+        began = anyio.current_time()
+        with pytest.raises(WebSocketTimeoutError):
+            await protocol.call_tool(None, "manual.t", {}, value)
+        assert anyio.current_time() - began < 15
+
+
+@on_a_jumping_clock
+async def test_an_answer_to_a_request_that_is_not_read_to_its_end_is_given_at_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.receive_exactly(1000)
+        await peer.send("too long")
+        await anyio.sleep_forever()
+
+    async with peer_in_memory(script, monkeypatch) as url, WebSocketCommunicationProtocol() as protocol:
+        # Without pings, which would find out that the server does not read.
+        long = {"message": "x" * 2**22, "response_timeout": 10, "ping_interval": None}
+        began = anyio.current_time()
+        assert await protocol.call_tool(None, "manual.t", {}, template(url, **long)) == "too long"
+        with pytest.raises(WebSocketProtocolError, match="JSON"):
+            await protocol.call_tool(None, "manual.t", {}, template(url, **long, response_format="json"))
+        assert await everything(protocol, template(url, **long, expected_responses=1)) == ["too long"]
+        with pytest.raises(WebSocketToolError, match="too long"):
+            await everything(protocol, template(url, **long, error_filter="^too"))
+        assert anyio.current_time() - began == pytest.approx(40, abs=1)
+        # Nor is such a connection used again.
+        await until_idle(protocol, 0, every=1)
 
 
 async def test_the_time_in_a_filter_is_that_of_the_request() -> None:

@@ -551,7 +551,11 @@ class Exchange(BaseExchange):
 
     def expire(self) -> None:
         """The deadline has passed."""
+        leg = self._leg
         if self.state > RUNNING:
+            if leg is not None and leg.is_sending:
+                # All is there that the caller will get, but the server does not read the rest of the request.
+                self._lose(leg)
             return
         is_duration = self.state is RUNNING and self._expected is None and self._plan.is_subscription
         self.state = ENDED if is_duration else EXPIRED
@@ -680,7 +684,7 @@ class Exchange(BaseExchange):
             self._interrupt()
 
     def _lose(self, leg: Leg) -> None:
-        """The connection is lost, and the stream goes on with another one."""
+        """Go on without the connection, or with another one."""
         self._leg = None
         if self._has_no_deadline:
             # It is for the first response only, and begins again with the request. Any other is the whole stream's.

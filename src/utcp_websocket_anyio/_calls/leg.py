@@ -94,6 +94,8 @@ class Leg:
     classifier: ResponseClassifier
     """The way messages are read, from the request on."""
     farewell_failed = False
+    is_sending = False
+    """True while the caller's own task sends the request."""
     _is_stopped = False
     _has_moved = False
     _has_begun = False
@@ -198,7 +200,9 @@ class Leg:
                 data = encode_request(self._request, steps[0], self.context)
                 if self.connection.trace is not None:
                     self.connection.trace("sent", data, "request")
+                self.is_sending = True
                 await self.channel.send(data)
+                self.is_sending = False
             else:
                 has_more = True
         if self._pending or self._kept or self.connection.has_kept:

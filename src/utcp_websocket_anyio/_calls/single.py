@@ -62,15 +62,21 @@ class SingleCall(BaseExchange):
                 await channel.send(self._message(connection))
                 for message in self._early:
                     self.accept(message)
-                while self.state is RUNNING:
+                if self.state is RUNNING:
                     await channel.wait()
+                while self.state is RUNNING:
+                    # What is skipped may come so fast that the timer never gets its turn.
+                    if self._pool.clock() >= self.deadline:
+                        self.expire()
+                    else:
+                        await channel.wait()
             except WebSocketError as error:
                 self.fail(error)
             except Interrupted:
                 pass
             return self._result()
         finally:
-            self._let_go()
+            self._let_go(is_good=self.state is COMPLETE)
 
     def _begin(self, connection: Connection) -> Channel:
         request, plan = self._request, self._plan
@@ -113,15 +119,14 @@ class SingleCall(BaseExchange):
         self._fail(unreadable)
         raise unreadable
 
-    def _let_go(self) -> None:
+    def _let_go(self, *, is_good: bool) -> None:
         if self.deadline < math.inf:
             self._pool.deadlines.discard(self)
         connection = self._connection
         if connection is not None:
             self._connection = None
             self._channel.finish()
-            is_good = self.state is COMPLETE
-            if not is_good:
+            if self.state is not COMPLETE:
                 try:
                     self._part(connection)
                 except Exception as error:  # noqa: BLE001 - the bulkhead: the connection must not get lost
@@ -194,12 +199,12 @@ class SingleCall(BaseExchange):
         """Stay: only a stream can move."""
 
     def expire(self) -> None:
-        """The deadline has passed."""
+        """The deadline has passed. A response may be there, to a request of which the server does not read the rest."""
         if self.state <= RUNNING:
             self.state = EXPIRED
-            self._interrupt()
+        self._interrupt()
 
     def _interrupt(self) -> None:
         """Let go of the connection now, and wake the caller."""
-        self._let_go()
+        self._let_go(is_good=False)
         self._channel.interrupt()
