@@ -19,6 +19,7 @@ from utcp_websocket_anyio import (
     WebSocketClosedError,
     WebSocketCommunicationProtocol,
     WebSocketConnectionError,
+    WebSocketTimeoutError,
 )
 
 pytestmark = pytest.mark.anyio
@@ -178,6 +179,29 @@ async def test_a_stream_is_moved_before_the_old_connection_goes_and_nothing_is_l
 async def until_idle_or_one(protocol: WebSocketCommunicationProtocol) -> None:
     while protocol.statistics().active + protocol.statistics().closing > 1:
         await anyio.sleep(0.001)
+
+
+@pytest.mark.parametrize("anyio_backend", [pytest.param(virtual_time(), id="trio")])
+async def test_a_time_out_after_a_loss_tells_of_the_new_connection_only(
+    multiplex: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal connections
+        await peer.handshake()
+        await peer.receive()
+        connections += 1
+        for _ in range(3 if connections == 1 else 1):
+            await peer.send({"noise": True})
+        if connections == 1:
+            await peer.close(1011)
+
+    async with peer_in_memory(script, monkeypatch) as url, WebSocketCommunicationProtocol() as protocol:
+        numbers = call_template(url, multiplex, message={}, resume={})
+        async with aclosing(protocol.call_tool_streaming(None, "manual.t", {}, numbers)) as stream:
+            with pytest.raises(WebSocketTimeoutError, match="for a response; 1 message was skipped"):
+                await stream.__anext__()
 
 
 async def test_a_call_is_never_repeated(multiplex: bool) -> None:

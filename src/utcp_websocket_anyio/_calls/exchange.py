@@ -794,6 +794,7 @@ class Exchange(BaseExchange):
             carried=carried,
         )
         assert connection is not None
+        self.note.begin("a response")
         leg = Leg(self, self._request, connection, self._captured)
         self._expect(leg)
         timeout = self._plan.timeout if self._request.timeout is None else self._request.timeout
