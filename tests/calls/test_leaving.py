@@ -131,13 +131,15 @@ async def test_all_messages_of_a_farewell_are_sent(multiplex: bool, ends: str) -
     assert [message.get("bye") for message in received] == [None, 1, 2]
 
 
+@pytest.mark.usefixtures("both_exchanges")
+@pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("on_end", [None, FAREWELL[1:]], ids=["", "farewell"])
-async def test_a_request_that_was_left_while_it_was_queued_is_not_sent_in_part(on_end: Any) -> None:
+async def test_a_request_that_was_left_while_it_was_queued_is_not_sent_in_part(on_end: Any, parts: int) -> None:
     """Nothing of it is sent; or all that was queued, and the farewell behind it."""
     go = anyio.Event()
     received: list[Any] = []
     shared = {**BY_ID, "multiplex": True, "timeout": 60}
-    request = [{"send": {"id": "{{uuid}}", "part": part}} for part in range(3)]
+    request = [{"send": {"id": "{{uuid}}", "part": part}} for part in range(parts)]
     async with entered(60) as protocol, peer(lambda peer: note_everything(peer, received, go)) as url:
         long = template(url, **{**shared, "message": {"pad": "{{args.pad}}"}, "expected_responses": 0})
         several = template(url, **{**shared, "message": None, "request": request, "on_end": on_end})
@@ -146,14 +148,14 @@ async def test_a_request_that_was_left_while_it_was_queued_is_not_sent_in_part(o
             await until_queued(protocol, 0)
             async with anyio.create_task_group() as caller:
                 caller.start_soon(protocol.call_tool, None, "manual.t", {}, several)
-                await until_queued(protocol, 3)
+                await until_queued(protocol, parts)
                 caller.cancel_scope.cancel()
             go.set()
         await protocol.call_tool(None, "manual.t", {}, template(url, **{**shared, "expected_responses": 0}))
         while not received or "part" in received[-1] or received[-1].keys() & {"pad", "bye"}:
             await anyio.sleep(0.001)
     told = [message.get("bye", message.get("part")) for message in received if "pad" not in message]
-    assert told == ([0, 1, 2, 2, None] if on_end else [None])
+    assert told == ([*range(parts), 2, None] if on_end else [None])
 
 
 async def until_queued(protocol: WebSocketCommunicationProtocol, messages: int) -> None:

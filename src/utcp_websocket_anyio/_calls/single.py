@@ -23,6 +23,7 @@ from .responses import RESPONSE, Meaning, ResponseClassifier
 
 if TYPE_CHECKING:
     from .._connections.connection import Channel, Connection
+    from .._templates.messages import MessageTemplate
     from .._templates.plan import ResumeChange
     from .._templates.values import RenderContext
 
@@ -125,19 +126,20 @@ class SingleCall(BaseExchange):
         connection = self._connection
         if connection is not None:
             self._connection = None
-            self._channel.finish()
-            if self.state is not COMPLETE:
+            parting = None if self.state is COMPLETE else self._plan.parting
+            if parting is None or self._ended_by_server or self.state is OPENING or connection.error is not None:
+                self._channel.finish()
+            else:
+                # It comes behind the request that it is about, or the peer could not make sense of it.
+                self._channel.finish(withdraws=False)
                 try:
-                    self._part(connection)
+                    self._part(parting, connection)
                 except Exception as error:  # noqa: BLE001 - the bulkhead: the connection must not get lost
                     log_internal_error(_log, error, "leaving a call")
             self._hand_back(connection, is_good=is_good)
 
-    def _part(self, connection: Connection) -> None:
+    def _part(self, parting: MessageTemplate, connection: Connection) -> None:
         """Say that the call is left, in this moment, before anything that is sent later."""
-        parting = self._plan.parting
-        if parting is None or self._ended_by_server or self.state is OPENING or connection.error is not None:
-            return
         context = self._context
         data = parting.encode(context.for_step(context.call_id, connection.next_id, connection.captured))
         if connection.trace is not None:
