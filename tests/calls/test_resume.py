@@ -89,6 +89,60 @@ async def test_a_stream_resumes_from_what_it_remembers(multiplex: bool) -> None:
     assert server.requests == [{"sub": "all"}, {"after": "t2"}]
 
 
+class Missed:
+    """Tells a stream that logs in again what it has missed, and then that it goes on; all connections but one are lost.
+
+    Args:
+        connections: For each, how many numbers come before the answer to the login, and up to which one they go. If
+            there are not so many, the connection is lost before that answer.
+    """
+
+    def __init__(self, *connections: tuple[int, int]) -> None:
+        self.connections = list(connections)
+        self.logins: list[Any] = []
+
+    async def __call__(self, peer: Peer) -> None:
+        await peer.handshake()
+        self.logins.append(await peer.receive_json())
+        early, last = self.connections[len(self.logins) - 1]
+        begin = self.logins[-1].get("after", -1) + 1
+        numbers = list(range(begin, last + 1))
+        for n in numbers[:early]:
+            await peer.send({"n": n})
+        if early <= len(numbers):
+            await peer.send({"welcome": True})
+            for n in numbers[early:]:
+                await peer.send({"n": n})
+        if len(self.logins) == len(self.connections):
+            await peer.until_closed()
+        else:
+            await peer.reset()
+
+
+LOGGING_IN: dict[str, Any] = {
+    "listen_only": True,
+    "on_connect": [{"send": {"login": True}, "expect": {"welcome": True}}],
+    "on_message": [{"match": {"n": {"$any": True}}, "capture": {"last": {"path": "n"}}}],
+    "resume": {"on_connect": [{"send": {"after": "{{captured.last}}"}, "expect": {"welcome": True}}]},
+    "result": {"path": "n"},
+}
+
+
+@pytest.mark.parametrize(
+    "server",
+    [Missed((0, 1), (2, 4)), Missed((0, 1), (0, 2), (3, 6)), Missed((0, 1), (9, 3), (2, 4))],
+    ids=["once", "twice", "lost amid the login"],
+)
+async def test_what_comes_while_a_stream_logs_in_again_is_its_own(multiplex: bool, server: Missed) -> None:
+    server = Missed(*server.connections)
+    last = server.connections[-1][1]
+    async with entered(60) as protocol, peer(server) as url:
+        stream = protocol.call_tool_streaming(None, "m.t", {}, call_template(url, multiplex, **LOGGING_IN))
+        async with aclosing(stream):
+            assert [await stream.__anext__() for _ in range(last + 1)] == list(range(last + 1))
+    assert len(server.logins) == len(server.connections)
+
+
 async def test_after_a_final_code_the_error_is_raised(multiplex: bool) -> None:
     async with entered() as protocol, peer(Losing(9, code=4004)) as url:
         fields: dict[str, Any] = {"message": {}, "resume": {"not_after": [[4000, 4010]]}}

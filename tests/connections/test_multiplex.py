@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
-from support.peers import Peer, peer
+from support.peers import TEXT, Peer, frame, peer
 from support.protocol import entered, pool_of, template, until_idle
 
 from utcp_websocket_anyio import (
@@ -313,3 +313,35 @@ async def test_calls_may_be_told_apart_by_whatever_json_an_argument_is(key: Any)
     async with entered() as protocol, peer(script) as url:
         call_template = template(url, multiplex=True, result={"path": "result"}, **fields)
         assert await protocol.call_tool(None, "manual.t", {"key": key}, call_template) == "right"
+
+
+async def test_what_comes_with_the_end_of_the_login_is_for_all_who_wait_for_the_connection() -> None:
+    go = anyio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.receive()
+        await go.wait()
+        await peer.send_raw(frame(TEXT, b'{"welcome": 1}') + frame(TEXT, b'{"news": 1}'))
+        await peer.until_closed()
+
+    fields: dict[str, Any] = {
+        "listen_only": True,
+        "on_connect": [{"send": "login", "expect": {"welcome": 1}}],
+        "message_filter": {"news": {"$any": True}},
+        "timeout": 60,
+    }
+    async with entered() as protocol, peer(script) as url:
+        received: list[Any] = []
+
+        async def listen() -> None:
+            call_template = template(url, multiplex=True, **fields)
+            received.append(await protocol.call_tool(None, "manual.t", {}, call_template))
+
+        async with anyio.create_task_group() as listeners:
+            for _ in range(5):
+                listeners.start_soon(listen)
+            while protocol.statistics().waiting < 4:
+                await anyio.sleep(0.001)
+            go.set()
+        assert received == ['{"news": 1}'] * 5

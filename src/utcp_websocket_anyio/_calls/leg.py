@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from .._connections.bulkhead import internal_error, log_internal_error
+from .._connections.connection import MAX_KEPT_BYTES
 from .._connections.steps import Moment, StepFailed, WaitNote, capture, run_steps, step_name, wait_for
 from .._templates.placeholders import MissingCaptureError
 from .._templates.received import Message, ResponseError
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["Leg", "LegOwner", "encode_request"]
 
 _log = logging.getLogger(__name__)
-
-_MAX_KEPT_BYTES = 256 * 1024
 
 
 class LegOwner(Protocol):
@@ -129,7 +128,7 @@ class Leg:
     @property
     def has_room(self) -> bool:
         """True if messages find room without waiting for the caller."""
-        return self._owner.has_room and self._kept_bytes < _MAX_KEPT_BYTES
+        return self._owner.has_room and self._kept_bytes < MAX_KEPT_BYTES
 
     def accept(self, message: Message) -> None:
         """Take a message that was read for this exchange."""
@@ -288,8 +287,8 @@ class Leg:
 
     def _count(self, message: Message) -> None:
         self._kept_bytes += message.size
-        if self._kept_bytes > _MAX_KEPT_BYTES:
-            reason = f"more than {_MAX_KEPT_BYTES // 1024} KiB arrived before {self._owner.note.what}"
+        if self._kept_bytes > MAX_KEPT_BYTES:
+            reason = f"more than {MAX_KEPT_BYTES // 1024} KiB arrived before {self._owner.note.what}"
             self.fail(WebSocketProtocolError(reason, endpoint=self._request.endpoint.display_url))
 
     # A request of several steps

@@ -50,9 +50,12 @@ if TYPE_CHECKING:
     from .._wire import Wire
     from .trace import Trace
 
-__all__ = ["NOBODY", "Channel", "Connection", "User"]
+__all__ = ["MAX_KEPT_BYTES", "NOBODY", "Channel", "Connection", "User"]
 
 _log = logging.getLogger(__name__)
+
+MAX_KEPT_BYTES: Final = 256 * 1024
+"""Bytes of messages that are kept for whom they may be for: during a login, before a request, between two calls."""
 
 
 class User(Protocol):
@@ -248,6 +251,8 @@ class Connection(ABC):
         self._error: WebSocketError | None = None
         self._closing_error: WebSocketError | None = None
         self._inbox: deque[Message] = deque()
+        self._skipped: list[Message] = []
+        self._skipped_bytes = 0
         self._user: User | None = None
         self.reads = 0
         self._is_being_read = False
@@ -563,12 +568,14 @@ class Connection(ABC):
 
     # The connection's own conversations
 
-    async def log_in(self, steps: tuple[Step, ...], note: WaitNote) -> None:
+    async def log_in(self, steps: tuple[Step, ...], note: WaitNote, *, keeps_skipped: bool = False) -> None:
         """Run `on_connect`.
 
         Args:
             steps: The steps.
             note: Record of the message that is waited for.
+            keeps_skipped: True to keep what the steps skip for the first users: a stream that goes on with this
+                connection is told what it has missed before it is told that it goes on.
 
         Raises:
             WebSocketAuthError: A step was rejected, or the connection closed with a code that means as much.
@@ -577,9 +584,14 @@ class Connection(ABC):
         """
         failure: WebSocketError
         self._is_logging_in = True
+        moment = self._own_moment(note)
+        if keeps_skipped:
+            moment.skipped = self._keep_skipped
         try:
-            await run_steps(steps, self._own_moment(note))
+            await run_steps(steps, moment)
             self._is_logging_in = False
+            self._inbox.extendleft(reversed(self._skipped))
+            self._skipped.clear()
             return
         except StepFailed as error:
             failure = login_error(error, self.display_url)
@@ -589,6 +601,13 @@ class Connection(ABC):
             reason = f"the endpoint refused the login: {error.args[0]}"
             failure = WebSocketAuthError(reason, endpoint=self.display_url)
         raise failure
+
+    def _keep_skipped(self, message: Message) -> None:
+        self._skipped.append(message)
+        self._skipped_bytes += message.size
+        if self._skipped_bytes > MAX_KEPT_BYTES:
+            reason = f"more than {MAX_KEPT_BYTES // 1024} KiB arrived during the login"
+            self.fail(WebSocketProtocolError(reason, endpoint=self.display_url))
 
     async def _say_farewell(self) -> None:
         moment = self._own_moment(WaitNote())

@@ -163,6 +163,7 @@ class _Attempt:
         self._connector = connector
         self._tasks = tasks
         self._captured = Captures(carried or {})
+        self._keeps_skipped = carried is not None and plan.message_filter is not None
         self._requested: list[str] = []
         self._call = context.for_step(0, captured=self._captured)
         # The connection's moments have a uuid of their own; URL and headers have the call's.
@@ -234,7 +235,7 @@ class _Attempt:
         )
         if settings.on_connect:
             try:
-                await connection.log_in(settings.on_connect, self.note)
+                await connection.log_in(settings.on_connect, self.note, keeps_skipped=self._keeps_skipped)
             except BaseException:
                 connection.abort("the login failed")
                 raise

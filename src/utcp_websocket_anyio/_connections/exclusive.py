@@ -31,7 +31,7 @@ import anyio.lowlevel
 
 from .._wire import Interrupted
 from ..errors import WebSocketClosedError
-from .connection import NOBODY, Channel, Connection, User
+from .connection import MAX_KEPT_BYTES, NOBODY, Channel, Connection, User
 
 if TYPE_CHECKING:
     from .._templates.plan import Path
@@ -44,7 +44,6 @@ QUIET_SECONDS = 0.05
 """Seconds without a reader after which the background reader starts."""
 
 _MAX_PAUSE = 0.5
-_MAX_KEPT_BYTES = 256 * 1024
 _DRAIN_ROUNDS = 100
 
 
@@ -124,10 +123,10 @@ class ExclusiveConnection(Connection):
     def _keep_for_session(self, message: Message) -> None:
         self.kept.append(message)
         self._kept_bytes += message.size
-        if self._kept_bytes > _MAX_KEPT_BYTES:
+        if self._kept_bytes > MAX_KEPT_BYTES:
             self.give_up(
                 WebSocketClosedError(
-                    f"the session was closed: more than {_MAX_KEPT_BYTES // 1024} KiB arrived between its calls",
+                    f"the session was closed: more than {MAX_KEPT_BYTES // 1024} KiB arrived between its calls",
                     endpoint=self.display_url,
                 )
             )

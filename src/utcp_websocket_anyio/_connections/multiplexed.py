@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import anyio.lowlevel
+
 from .._templates.filters import MISSING, lookup
 from .._templates.received import Message, ResponseError
 from .._wire import Interrupted
@@ -94,7 +96,8 @@ class MultiplexedConnection(Connection):
         return () if self._router is None else self._router.everyone()
 
     async def _keep_routing(self, router: Router) -> None:
-        # What came in one read with the end of the login.
+        # What came with the login; in a moment all who wait for the connection are its users.
+        await anyio.lowlevel.checkpoint()
         while self._inbox:
             self._route(self._inbox.popleft(), router)
         while not self.is_over:
