@@ -297,9 +297,9 @@ async def test_leaving_says_goodbye_and_earns_the_reuse_of_the_connection(multip
     server = Subscriptions()
     fields = dict(UNSUBSCRIBE)
     if how == "timeout":
-        fields["response_timeout"] = 0.05
+        fields["response_timeout"] = 0.3
     if how == "silence":
-        fields["idle_timeout"] = 0.05
+        fields["idle_timeout"] = 0.3
     async with entered() as protocol, peer(server) as url:
         subscription = call_template(url, multiplex, **fields)
         stream = protocol.call_tool_streaming(None, "m.t", {}, subscription)
@@ -320,7 +320,7 @@ async def test_leaving_says_goodbye_and_earns_the_reuse_of_the_connection(multip
         while not server.left:
             await anyio.sleep(0.001)
         await until_idle(protocol, 1) if not multiplex else await anyio.sleep(0.02)
-        again = protocol.call_tool_streaming(None, "m.t", {}, subscription)
+        again = protocol.call_tool_streaming(None, "m.t", {}, call_template(url, multiplex, **UNSUBSCRIBE))
         async with aclosing(again):
             assert (await again.__anext__())["n"] == 0
     assert server.connections == 1

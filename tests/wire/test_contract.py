@@ -13,6 +13,7 @@ from support.engines import Opener, anyio_backend, connect, engine
 from support.peers import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Peer, echo_server, frame, peer
 
 from utcp_websocket_anyio._wire import Interrupted, Wire
+from utcp_websocket_anyio._wire._buffers import READ_SIZE
 from utcp_websocket_anyio.errors import (
     WebSocketAuthError,
     WebSocketClosedError,
@@ -595,7 +596,9 @@ async def test_one_long_message_that_is_not_taken_holds_back_the_next(connect: O
                     before = sent
                     await anyio.sleep(0.1)
                 assert len(wire.take_nowait()) <= 1
-                assert not wire.has_partial_message()
+                # The read that brought the end of one message may have brought the beginning of the next.
+                engine: Any = wire
+                assert engine._core._assembly.size <= READ_SIZE
             wire.abort()
 
 
