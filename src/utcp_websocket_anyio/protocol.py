@@ -217,7 +217,9 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         try:
             if runtime is None:
                 runtime = await self._home.runtime()
-            request = await self._request(runtime, caller, tool_name, tool_args, tool_call_template)
+            request = self._request(runtime, tool_name, tool_args, tool_call_template)
+            if request is None:
+                request = await self._request_with_defaults(runtime, caller, tool_name, tool_args, tool_call_template)
             exchange = SingleCall if request.plan.is_single else Exchange
             return await exchange(request, runtime.pool).collect()
         except Exception as error:
@@ -243,7 +245,9 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         async def start() -> Exchange:
             nonlocal runtime
             runtime = self._home.runtime_here() or await self._home.runtime()
-            request = await self._request(runtime, caller, tool_name, tool_args, tool_call_template)
+            request = self._request(runtime, tool_name, tool_args, tool_call_template)
+            if request is None:
+                request = await self._request_with_defaults(runtime, caller, tool_name, tool_args, tool_call_template)
             return Exchange(request, runtime.pool, streaming=True)
 
         def in_place_of(error: Exception) -> WebSocketError | None:
@@ -255,14 +259,10 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
 
         return ResponseStream(start, in_place_of, is_here)
 
-    async def _request(
-        self,
-        runtime: Runtime,
-        caller: UtcpClient | None,
-        tool_name: str,
-        tool_args: Mapping[str, Any],
-        tool_call_template: CallTemplate,
-    ) -> Request:
+    def _request(
+        self, runtime: Runtime, tool_name: str, tool_args: Mapping[str, Any], tool_call_template: CallTemplate
+    ) -> Request | None:
+        """Prepare a call; None if the template needs arguments that are not given."""
         template = _websocket(tool_call_template)
         plan = _plan(template)
         runtime.counters.calls += 1
@@ -270,8 +270,23 @@ class WebSocketCommunicationProtocol(anyio.AsyncContextManagerMixin, Communicati
         session = None if plan.session is None else self._open_session(runtime, plan, name, tool_args, manual)
         try:
             return prepare(plan, name, tool_args, manual=manual, session=session)
-        except MissingArgumentError as error:
-            missing = error.names
+        except MissingArgumentError:
+            return None
+
+    async def _request_with_defaults(
+        self,
+        runtime: Runtime,
+        caller: UtcpClient | None,
+        tool_name: str,
+        tool_args: Mapping[str, Any],
+        tool_call_template: CallTemplate,
+    ) -> Request:
+        """Prepare a call with what the tool's input schema says of arguments that are not given."""
+        template = _websocket(tool_call_template)
+        plan = _plan(template)
+        manual, name = self._split(tool_name, template)
+        session = self._open_session(runtime, plan, name, tool_args, manual)
+        missing = plan.missing_arguments(tool_args, on_open_session=session is not None)
         tool = await self._known_tool(caller, tool_name)
         tool_args = _with_defaults(tool, tool_args, missing, template)
         # The session's name may have come with the defaults.

@@ -57,6 +57,7 @@ class Growth:
     """Measures one step after the other, each with a protocol of its own, its connections open before."""
 
     workloads: ProtocolWorkloads
+    open_protocol: Callable[[], WebSocketCommunicationProtocol]
 
     async def measure(self) -> None:
         allow_files(1000)
@@ -77,7 +78,7 @@ class Growth:
         """Measure; the cost is that of one call, or of one of so many `units` of it."""
         workload = replace(self.workloads.workload, **changes)
         workloads = replace(self.workloads, workload=workload, outcome=Outcome())
-        async with WebSocketCommunicationProtocol() as protocol:
+        async with self.open_protocol() as protocol:
             await measure(workloads, protocol)
         done, total = workloads.outcome, self.workloads.outcome
         total.right += done.right

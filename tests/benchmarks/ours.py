@@ -31,14 +31,23 @@ async def open_stock_client() -> AsyncIterator[UtcpClient]:
         yield client
 
 
+def open_protocol() -> WebSocketCommunicationProtocol:
+    """A protocol object that keeps as many idle connections as a workload has."""
+    try:
+        from utcp_websocket_anyio import NetworkSettings
+    except ImportError:  # an older tree, without a limit
+        return WebSocketCommunicationProtocol()
+    return WebSocketCommunicationProtocol(network=NetworkSettings(max_idle_connections=10_000))
+
+
 async def main() -> None:
     if name == "client-64":
         async with open_stock_client() if contender.endswith("stock") else open_client() as client:
             await workloads.through_client(client)
     elif name == "growth":
-        await Growth(workloads).measure()
+        await Growth(workloads, open_protocol).measure()
     else:
-        async with WebSocketCommunicationProtocol() as protocol:
+        async with open_protocol() as protocol:
             await workloads.run(name, protocol)
 
 

@@ -176,6 +176,41 @@ def test_an_envelope_may_have_white_space_around_it(space: str) -> None:
     assert judged(end.encode(), streaming=True) is END
 
 
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        {"type": "tool_response", "result": LONG},
+        {"result": LONG, "type": "tool_response"},
+        {"v": 1, "result": LONG, "type": "tool_response"},
+        {"v": 1, "type": "tool_response", "result": LONG},
+        {"result": LONG, "type": "tool_response", "log": LONG},
+    ],
+    ids="-".join,
+)
+def test_a_long_envelope_is_opened_whatever_the_order_of_its_keys(envelope: dict[str, Any]) -> None:
+    for data in (json.dumps(envelope), json.dumps(envelope, indent=2), json.dumps(envelope).encode()):
+        assert judged(data, streaming=True) == LONG
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "tool_other", "of": "tool_response", "data": LONG},
+        {"data": LONG, "type": "trade"},
+        {"channel": "tool_response", "data": LONG},
+        {"data": LONG, "more": {"type": "tool_response"}},
+        {"channel": "trades", "data": [LONG, {"type": "stream_end"}, LONG]},
+    ],
+    ids="-".join,
+)
+def test_a_long_message_that_is_not_an_envelope_is_an_ordinary_response(message: dict[str, Any]) -> None:
+    for data in (json.dumps(message), json.dumps(message).encode()):
+        assert judged(data, streaming=True) == data
+
+
 @pytest.mark.parametrize("envelope", [{}, {"request_id": None}], ids=["none", "null"])
 def test_an_envelope_without_request_id_is_one_in_a_stream_only(envelope: dict[str, Any]) -> None:
     response = {**envelope, "type": "tool_response", "result": 3}

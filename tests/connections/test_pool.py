@@ -53,6 +53,7 @@ async def pool_with(opener: Opener) -> AsyncIterator[Pool]:
     with anyio.fail_after(10):
         async with anyio.create_task_group() as task_group:
             pool = Pool(task_group, cast(Any, opener), Counters())
+            task_group.start_soon(pool.run)
             yield pool
             await pool.aclose()
             assert repr(pool) == "<Pool [Connections: 0 open, 0 idle | Calls: 0 waiting]>"

@@ -58,7 +58,8 @@ def prepare(
         MissingArgumentError: The templates need more arguments.
         ValueError: An argument cannot be put where the template has it.
     """
-    if plan.arguments and (missing := plan.missing_arguments(arguments, on_open_session=session is not None)):
+    is_complete = arguments.keys() >= plan.arguments
+    if not is_complete and (missing := plan.missing_arguments(arguments, on_open_session=session is not None)):
         raise MissingArgumentError(missing, endpoint=display_url(str(plan.url.source)))
     context = RenderContext(arguments, tool)
     plan.try_out(context)

@@ -8,6 +8,7 @@ queue is what came over the wire, and not its parsed form, which can take 25 tim
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from .._templates.plan import Plan
     from .._templates.values import RenderContext
 
-__all__ = ["RESPONSE", "Meaning", "ResponseClassifier"]
+__all__ = ["RESPONSE", "Meaning", "ResponseClassifier", "may_be_envelope"]
 
 _ENVELOPES = ("tool_response", "tool_error", "stream_end")
 
@@ -57,7 +58,7 @@ class ResponseClassifier:
 
     def takes_all(self, messages: Collection[str | bytes]) -> bool:
         """True if each of the messages is a response just as it is; False also if that takes a closer look."""
-        return self._plan.takes_messages_as_they_are and not any(map(_may_be_envelope, messages))
+        return self._plan.takes_messages_as_they_are and not any(map(may_be_envelope, messages))
 
     def classify(self, message: Message) -> Meaning:
         """The meaning of a message, by the order of the filters.
@@ -130,7 +131,7 @@ class ResponseClassifier:
     def _envelope(self, message: Message) -> dict[str, Any] | None:
         """The message as a UTCP envelope that is read as one here; None if it is an ordinary message."""
         # How an object begins, first: searching a long message takes as long as receiving it.
-        if not (self._plan.may_have_envelopes and _may_be_envelope(message.data)):
+        if not (self._plan.may_have_envelopes and may_be_envelope(message.data)):
             return None
         try:
             content = message.json()
@@ -148,8 +149,26 @@ _ENVELOPE_MEANINGS = {
 }
 
 
-def _may_be_envelope(data: str | bytes) -> bool:
-    """False if the message is certainly no envelope. Most are told apart without reading their JSON."""
-    if isinstance(data, str):
-        return data[:1] in "{ \t\n\r" and '"type"' in data and ("tool_" in data or "stream_end" in data)
-    return data[:1] in b"{ \t\n\r" and b'"type"' in data and (b"tool_" in data or b"stream_end" in data)
+_LONG: Final = 8 * 1024
+_FIRST_KEY: Final = re.compile(r'\s*\{\s*"(?:(type)"\s*:\s*"([^"]*)"|request_id"|result"|error")')
+
+
+def may_be_envelope(data: str | bytes) -> bool:
+    """False if a message is certainly no envelope. Nearly all are told apart without reading their JSON.
+
+    To search all of a long one takes longer than to receive it. So one of more than 8 KiB is an envelope only if its
+    first key is one of an envelope's, or its `type` lies in its first or last 4 KiB.
+    """
+    if isinstance(data, bytes):
+        if data[:1] not in b"{ \t\n\r":
+            return False
+        data = data.decode("latin-1")  # what is looked for is ASCII
+    elif data[:1] not in "{ \t\n\r":
+        return False
+    if len(data) > _LONG:
+        first = _FIRST_KEY.match(data)
+        if first is None:
+            data = data[: _LONG // 2] + data[-_LONG // 2 :]
+        elif first[1]:
+            return first[2] in _ENVELOPES
+    return '"type"' in data and ("tool_" in data or "stream_end" in data)

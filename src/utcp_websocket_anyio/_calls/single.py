@@ -19,7 +19,7 @@ from .._wire import Interrupted
 from ..errors import WebSocketError, WebSocketProtocolError
 from .base import COMPLETE, EXPIRED, OPENING, RUNNING, BaseExchange
 from .leg import encode_request
-from .responses import RESPONSE, Meaning, ResponseClassifier
+from .responses import RESPONSE, Meaning, ResponseClassifier, may_be_envelope
 
 if TYPE_CHECKING:
     from .._connections.connection import Channel, Connection
@@ -41,6 +41,7 @@ class SingleCall(BaseExchange):
     _context: RenderContext
     _classifier: ResponseClassifier
     _response: Message | None = None
+    _is_plain = False
     _is_error = False
     _ended_by_server = False
     _early: tuple[Message, ...] = ()
@@ -110,6 +111,8 @@ class SingleCall(BaseExchange):
         self._raise_or_end()
         response = self._response
         assert response is not None
+        if self._is_plain:
+            return response.data
         if self._is_error:
             raise self._classifier.tool_error(response, self._endpoint.display_url)
         try:
@@ -155,6 +158,14 @@ class SingleCall(BaseExchange):
                 # It came with the end of the login, and is looked at when the request is out.
                 self._early += (message,)
             return
+        connection = self._connection
+        is_traced = connection is not None and connection.trace is not None
+        if self._plan.takes_messages_as_they_are and not (is_traced or may_be_envelope(message.data)):
+            # Without anything in the template that could say otherwise, it is the response, just as it came.
+            self._response = message
+            self._is_plain = True
+            self.state = COMPLETE
+            return
         try:
             meaning = self._classifier.classify(message)
         except WebSocketError as error:
@@ -163,7 +174,6 @@ class SingleCall(BaseExchange):
         except (ResponseError, ValueError) as error:
             self._fail(self._unreadable(str(error)))
             return
-        connection = self._connection
         if connection is not None and connection.trace is not None:
             told = self._classifier.why_skipped(message) if meaning is Meaning.SKIP else meaning.name.lower()
             connection.trace("received", message.data, told)

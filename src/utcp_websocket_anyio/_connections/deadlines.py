@@ -4,7 +4,8 @@ Nearly every call ends long before its deadline, and a cancel scope with a timer
 call's time, on trio a fifth. Here a deadline costs an entry in a dict, and only if the call outlives the next look at
 the clock an entry in a heap. One task, with one cancel scope, sleeps until the first deadline that it knows of.
 
-Only calls use it; everything else that waits has a cancel scope of its own, in the task that waits.
+Only calls use it, for their responses and while they queue for a connection. Everything else that waits has a cancel
+scope of its own, in the task that waits.
 """
 
 from __future__ import annotations

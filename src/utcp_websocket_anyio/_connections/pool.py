@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import anyio
 import anyio.lowlevel
 
-from .._wire._loop import loop_clock, loop_waker
+from .._wire._loop import loop_clock, loop_events, loop_waker
 from ..errors import WebSocketClosedError, WebSocketConnectionError, WebSocketError, WebSocketTimeoutError
 from .bulkhead import log_internal_error
 from .deadlines import Deadlines
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from .._templates.placeholders import RenderContext
     from .._templates.plan import Endpoint, Plan
+    from .._wire._loop import Event
     from .connection import Connection
     from .statistics import Counters
 
@@ -94,23 +95,29 @@ class _Waiter:
 
     Attributes:
         arrival: A number larger than that of every caller who came before.
+        deadline: Until when it waits, on the clock of the event loop.
         capacity: How many connections it allows.
         farewell: The message that it will send at its end.
         promised: The shared connection on which that is noted until its task runs.
     """
 
-    __slots__ = ("arrival", "capacity", "event", "farewell", "outcome", "promised")
+    __slots__ = ("arrival", "capacity", "deadline", "event", "farewell", "outcome", "promised")
 
-    def __init__(self, arrival: int, capacity: int, farewell: Hashable) -> None:
+    def __init__(self, event: Event, arrival: int, capacity: int, deadline: float, farewell: Hashable) -> None:
         self.arrival = arrival
         self.capacity = capacity
-        self.event = anyio.Event()
+        self.deadline = deadline
+        self.event = event
         self.farewell = farewell
         self.promised: Connection | None = None
         self.outcome: Connection | Literal[_Grant.SLOT] | WebSocketError | None = None
 
     def resolve(self, outcome: Connection | Literal[_Grant.SLOT] | WebSocketError) -> None:
         self.outcome = outcome
+        self.event.set()
+
+    def expire(self) -> None:
+        """Its time is up. What it is given before its task runs is still its own."""
         self.event.set()
 
     def redeem(self) -> None:
@@ -238,7 +245,7 @@ class Pool:
         max_idle_connections: Number of connections that may be idle at once, over all endpoints.
 
     Attributes:
-        deadlines: Ends calls whose time is up.
+        deadlines: Ends calls, and waiting for a connection, when their time is up.
         clock: The clock of the event loop, in seconds.
         resuming: The streams that are between two connections, with their manuals.
     """
@@ -267,6 +274,7 @@ class Pool:
         self._lost_sessions: dict[Endpoint, Connection] = {}
         self.resuming: dict[Resuming, str] = {}
         self.clock = loop_clock()
+        self._new_event = loop_events()
         self.deadlines = Deadlines()
 
     def __repr__(self) -> str:
@@ -376,7 +384,8 @@ class Pool:
                 if there.lend_slot(capacity, replaces=carried is not None):
                     granted = _Grant.SLOT
                 else:
-                    granted = await self._wait(there, _Waiter(arrival, capacity, farewell), plan, deadline)
+                    waiter = _Waiter(self._new_event(), arrival, capacity, deadline, farewell)
+                    granted = await self._wait(there, waiter, plan)
             if granted is _Grant.SLOT:
                 if only_open:
                     there.slots_lent -= 1
@@ -392,7 +401,9 @@ class Pool:
                 await self._drain(there, granted)
                 if granted.is_available:
                     return granted
-            elif await self._made_usable(there, granted, reject_stray=reject_stray):
+            elif self._is_usable(granted, reject_stray=reject_stray) or await self._made_usable(
+                there, granted, reject_stray=reject_stray
+            ):
                 return granted
 
     def session_endpoint(self, manual: str, session: str) -> Endpoint | None:
@@ -444,15 +455,18 @@ class Pool:
                 raise
 
     async def _wait(
-        self, there: _EndpointConnections, waiter: _Waiter, plan: Plan, deadline: float
+        self, there: _EndpointConnections, waiter: _Waiter, plan: Plan
     ) -> Connection | Literal[_Grant.SLOT]:
         there.enqueue(waiter)
+        # Not with a cancel scope and its timer: they would take as long as all else that a call does.
+        self.deadlines.add(waiter)
         try:
-            with anyio.CancelScope(deadline=deadline):
-                await waiter.event.wait()
+            await waiter.event.wait()
         except BaseException:
             self._leave_queue(there, waiter)
             raise
+        finally:
+            self.deadlines.discard(waiter)
         outcome = waiter.outcome
         if outcome is None:
             self._leave_queue(there, waiter)
@@ -476,7 +490,7 @@ class Pool:
             there.slots_lent -= 1
             self._slot_freed(there)
         elif isinstance(outcome, WebSocketError):
-            pass
+            self.deadlines.add(waiter)
         elif outcome.is_shared:
             waiter.redeem()
             there.offer(outcome)

@@ -13,6 +13,7 @@ import socket
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -121,6 +122,7 @@ class HostList:
         return host in self.names or (subdomains and any(host.endswith(f".{name}") for name in self.names))
 
 
+@lru_cache(maxsize=256)  # each connection asks three times
 def _address(host: str) -> _Address | None:
     try:
         return ipaddress.ip_address(host)
