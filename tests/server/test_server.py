@@ -7,9 +7,7 @@ import datetime as dt
 import json
 import logging
 import math
-import socket
 import ssl
-import struct
 import threading
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
@@ -23,6 +21,7 @@ import trio
 import trustme
 from pydantic import BaseModel, Field
 from support.backends import BACKENDS
+from support.peers import reset
 from support.tool_server import UPGRADE, Thread, discovered, entered, port_of, said
 from trio_websocket import CloseReason, ConnectionClosed
 from utcp.data.call_template import CallTemplate
@@ -659,8 +658,7 @@ async def test_clients_that_break_off_or_talk_nonsense_do_not_disturb_others(thr
                 if sent:
                     await stream.send(sent)
                 if abortively:
-                    raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
-                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    reset(stream)
                 await stream.aclose()
         assert await protocol.call_tool(None, "manual.add", {"a": 1, "b": 2}, templates["add"]) == 3
 

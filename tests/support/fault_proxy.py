@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import enum
 import random
-import socket
-import struct
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -13,6 +11,8 @@ from typing import Protocol
 
 import anyio
 import anyio.abc
+
+from support.peers import reset
 
 _BROKEN = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
@@ -240,11 +240,9 @@ class FaultProxy:
 
     @staticmethod
     def _reset(sink: anyio.abc.SocketStream) -> None:
-        """Have a stream, once it is closed, tell its other end so by a reset."""
         # It may be closed already; then uvloop has no socket.
         with suppress(OSError, AttributeError):
-            raw = sink.extra(anyio.abc.SocketAttribute.raw_socket)
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            reset(sink)
 
     @staticmethod
     async def _end(sink: anyio.abc.SocketStream) -> None:

@@ -84,12 +84,13 @@ class FaultyServer:
                     task_group.start_soon(self._misbehave, conversation)
                 while True:
                     task_group.start_soon(conversation.answer, await conversation.receive())
-        except AssertionError:
+        except* AssertionError:
             raise
-        except Exception:  # noqa: BLE001 - whatever the connection ended with
-            raise anyio.EndOfStream from None
+        except* Exception:  # noqa: BLE001 - whatever the connection ended with, and not the cancellation beside it
+            pass
         finally:
             self.conversations.remove(conversation)
+        raise anyio.EndOfStream
 
     async def _misbehave(self, conversation: Conversation) -> None:
         while True:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import socket
 import ssl
-import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +13,8 @@ import anyio
 import anyio.abc
 import h11
 from anyio.streams.tls import TLSListener
+
+from support.peers import reset
 
 
 class HttpPeer:
@@ -59,8 +59,7 @@ class HttpPeer:
 
     async def reset(self) -> None:
         """Drop the connection with a TCP reset."""
-        raw = self.stream.extra(anyio.abc.SocketAttribute.raw_socket)
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset(self.stream)
         await self.stream.aclose()
 
 

@@ -20,7 +20,7 @@ import anyio.abc
 import pytest
 import trio
 from anyio.streams.buffered import BufferedByteReceiveStream
-from anyio.streams.tls import TLSListener
+from anyio.streams.tls import TLSListener, TLSStream
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping, Request, TextMessage
 from wsproto.extensions import PerMessageDeflate
@@ -138,8 +138,7 @@ class Peer:
 
     async def reset(self) -> None:
         """Drop the connection with a TCP reset."""
-        raw = self.stream.extra(anyio.abc.SocketAttribute.raw_socket)
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset(self.stream)
         await anyio.aclose_forcefully(self.stream)
 
     async def until_closed(self) -> None:
@@ -160,6 +159,20 @@ class Peer:
                 await self._reader.receive()
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
             pass
+
+
+def reset(stream: anyio.abc.ByteStream) -> None:
+    """Drop a TCP connection with a reset, now, whatever stream is above it; that one has still to be closed."""
+    raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    while isinstance(stream, TLSStream):
+        assert isinstance(stream.transport_stream, anyio.abc.ByteStream)
+        stream = stream.transport_stream
+    # On asyncio, a stream of older releases of anyio shuts the connection down before it closes it, and the other end
+    # sees an orderly end instead.
+    transport = getattr(stream, "_transport", None)
+    if transport is not None:
+        transport.abort()
 
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, mask: bool = False) -> bytes:
