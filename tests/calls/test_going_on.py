@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from support.peers import TEXT, Peer, frame, peer
+from support.peers import CLOSE, TEXT, Peer, frame, peer
 from support.protocol import entered, template
 
 from utcp_websocket_anyio import (
@@ -68,6 +68,7 @@ class Server:
             return
         payload = await peer.receive_close()
         self.closes.append(int.from_bytes(payload[:2], "big"))
+        await peer.send_frame(CLOSE, payload)
 
 
 async def test_what_comes_with_the_new_subscription_comes_behind_the_gap(multiplex: bool) -> None:
@@ -119,10 +120,10 @@ async def test_a_stream_moves_even_if_its_old_connection_is_the_only_one_allowed
 ) -> None:
     server = Server(ends="move")
     async with entered() as protocol, peer(server) as url:
-        moving = call_template(url, multiplex, **MOVES, **limits, timeout=5)
+        moving = call_template(url, multiplex, **MOVES, **limits, timeout=60)
         stream = protocol.call_tool_streaming(None, "m.t", {}, moving)
         async with aclosing(stream):
-            with anyio.fail_after(4):
+            with anyio.fail_after(30):
                 assert [await stream.__anext__() for _ in range(2)] == [0, 1]
         await until_nothing_runs(protocol)
 
