@@ -290,7 +290,7 @@ async def check_nothing_is_held(protocol: WebSocketCommunicationProtocol) -> Non
         await anyio.sleep(0.005)
     assert (statistics.waiting, statistics.opening, statistics.active) == (0, 0, 0)
     assert all(not site.slots_lent and not site.waiters for site in pool._endpoints.values())
-    assert not pool.resuming
+    assert not pool._resuming
     assert not any((pool.deadlines._new, pool.deadlines._admitted, pool.deadlines._tokens))
     for site in pool._endpoints.values():
         assert not any(connection.farewells for connection in site.connections)

@@ -40,8 +40,7 @@ import enum
 import logging
 import math
 from collections import deque
-from collections.abc import Collection, Mapping, MutableMapping
-from dataclasses import replace
+from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -50,6 +49,7 @@ import anyio.lowlevel
 from .._connections.bulkhead import internal_error, log_internal_error
 from .._connections.connection import MoveAskedError
 from .._connections.connector import backoff
+from .._connections.pool import Replacement
 from .._connections.steps import Captures
 from .._templates.encoders import text_of
 from .._templates.received import Message, ResponseError
@@ -66,8 +66,9 @@ from .leg import Leg
 from .responses import RESPONSE, Meaning
 
 if TYPE_CHECKING:
+    from .._connections.connection import Connection
     from .._connections.pool import Pool
-    from .._templates.plan import Plan, Resume, ResumeChange, Step
+    from .._templates.plan import Resume, ResumeChange, Step
     from .request import Request
 
 __all__ = ["END", "Exchange"]
@@ -695,7 +696,7 @@ class Exchange(BaseExchange):
     def _start_resuming(self, resume: Resume, leg: Leg, error: WebSocketClosedError | None) -> None:
         # Here and not in the task: it may be asked for twice before a task has run.
         self._resuming = anyio.CancelScope()
-        self._pool.resuming[self] = self._endpoint.manual
+        self._pool.begin_resuming(self, self._endpoint)
         leg.connection.start_task(self._run_resuming, self._resuming, resume, leg, error)
 
     def _stop_resuming(self, scope: anyio.CancelScope) -> None:
@@ -732,7 +733,7 @@ class Exchange(BaseExchange):
 
     def _has_resumed(self) -> None:
         self._resuming = None
-        self._pool.resuming.pop(self, None)
+        self._pool.end_resuming(self)
 
     async def _keep_resuming(self, resume: Resume, old: Leg, error: WebSocketError | None) -> None:
         lost_at = self._pool.clock()
@@ -750,7 +751,8 @@ class Exchange(BaseExchange):
                 await anyio.sleep(backoff(self._failures))
             try:
                 # As it is now: a connection that the stream moves from goes on capturing.
-                leg, waits = await self._begin_anew(resume, {} if resume.drops_captures else Captures(captured))
+                carried = {} if resume.drops_captures else Captures(captured)
+                leg, waits = await self._begin_anew(resume, old.connection, carried)
             except WebSocketAuthError as refused:
                 # The endpoint refuses: trying again does not help.
                 self._fail_resuming(refused)
@@ -782,20 +784,22 @@ class Exchange(BaseExchange):
                 self._take_over(leg, resume, self._pool.clock() - lost_at, moved=moved, waits=waits)
             return
 
-    async def _begin_anew(self, resume: Resume, carried: Mapping[str, Any]) -> tuple[Leg, bool]:
+    async def _begin_anew(self, resume: Resume, replaced: Connection, carried: Mapping[str, Any]) -> tuple[Leg, bool]:
         """Open a new leg; True with it if its first response is waited for from now on."""
-        plan = _resumed(self._plan, resume, {*carried, *self._captured})
+        plan = self._plan.resumed(resume, {*carried, *self._captured})
         connection = await self._pool.acquire(
             self._endpoint,
             plan,
             self._request.context,
             reject_stray=not plan.knows_its_answers,
             farewell=self._request.farewell,
-            carried=carried,
+            replaces=Replacement(replaced, carried, plan.opens_its_own),
         )
         assert connection is not None
         self.note.begin("a response")
+        came_before = connection.take_replayed()
         leg = Leg(self, self._request, connection, self._captured)
+        leg.show_later(came_before)
         self._expect(leg)
         timeout = self._plan.timeout if self._request.timeout is None else self._request.timeout
         try:
@@ -897,28 +901,3 @@ class Exchange(BaseExchange):
         elif self.state is RUNNING:
             self._move_as_asked(leg)
         self._wake()
-
-
-def _resumed(plan: Plan, resume: Resume, captured: Collection[str]) -> Plan:
-    """The plan of a leg that comes after a loss: the template's steps, or those of `resume`.
-
-    They are all taken or none: if one of them needs a captured value that is missing, everything is done anew.
-    """
-    own = (resume.prepare, resume.on_connect, resume.before, resume.request)
-    given = [steps for steps in own if steps is not None]
-    known = set(captured)
-    for step in (step for steps in given for step in steps):
-        if not step.captures <= known:
-            return plan
-        known |= step.makes
-    settings = plan.settings
-    return replace(
-        plan,
-        settings=replace(
-            settings,
-            prepare=settings.prepare if resume.prepare is None else resume.prepare,
-            on_connect=settings.on_connect if resume.on_connect is None else resume.on_connect,
-        ),
-        before=plan.before if resume.before is None else resume.before,
-        request=plan.request if resume.request is None else resume.request,
-    )

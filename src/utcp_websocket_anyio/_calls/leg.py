@@ -285,6 +285,10 @@ class Leg:
         else:
             self._kept_bytes -= message.size
 
+    def show_later(self, messages: Iterable[Message]) -> None:
+        """Show messages that came before the leg began to the exchange's own filters, when the request is out."""
+        self._kept += messages
+
     def _count(self, message: Message) -> None:
         self._kept_bytes += message.size
         if self._kept_bytes > MAX_KEPT_BYTES:

@@ -45,12 +45,12 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from .._net.transport import Network
-    from .._templates.plan import ConnectionSettings, MessageHandler, Path, ResumeChange, Step
+    from .._templates.plan import ConnectionSettings, MessageHandler, Path, Plan, ResumeChange, Step
     from .._templates.values import RenderContext, Template
     from .._wire import Wire
     from .trace import Trace
 
-__all__ = ["MAX_KEPT_BYTES", "NOBODY", "Channel", "Connection", "User"]
+__all__ = ["MAX_KEPT_BYTES", "NOBODY", "Channel", "Connection", "MoveAskedError", "User"]
 
 _log = logging.getLogger(__name__)
 
@@ -96,6 +96,15 @@ class MoveAskedError(WebSocketClosedError):
         super().__init__(reason, endpoint=endpoint)
         self.change = change
         self.captured = captured
+
+    def applied_to(self, plan: Plan) -> tuple[Plan, Mapping[str, Any]]:
+        """The plan of a call's next attempt to connect, and what it begins with."""
+        resume = self.change.applied_to(plan.resume)
+        if resume is None:
+            return plan, self.captured
+        if resume.drops_captures:
+            return plan, {}
+        return plan.resumed(resume, self.captured), self.captured
 
     def told(self) -> WebSocketClosedError:
         """The error that a caller gets in its place."""
@@ -208,6 +217,12 @@ class Connection(ABC):
 
     is_shared: bool
     """True if several exchanges may use it at once."""
+
+    lineage: object | None = None
+    """The same for a connection and those that have replaced it; None: it was not replaced, and replaces none."""
+
+    _replayed: list[Message] | None = None
+    _replayed_bytes = 0
 
     def __init__(
         self,
@@ -608,6 +623,38 @@ class Connection(ABC):
         if self._skipped_bytes > MAX_KEPT_BYTES:
             reason = f"more than {MAX_KEPT_BYTES // 1024} KiB arrived during the login"
             self.fail(WebSocketProtocolError(reason, endpoint=self.display_url))
+
+    # What comes before all the streams are here that a shared connection was opened for
+
+    def begin_replaying(self) -> None:
+        """Keep what is routed from now on for each stream that will go on here, until all of them do.
+
+        A server may begin with what was missed while some of the streams are still on their way.
+        """
+        self._replayed = []
+
+    def take_replayed(self) -> tuple[Message, ...]:
+        """What has come so far, for a stream that goes on here now.
+
+        Raises:
+            WebSocketProtocolError: It was more than is kept.
+        """
+        if self._replayed_bytes > MAX_KEPT_BYTES:
+            reason = f"more than {MAX_KEPT_BYTES // 1024} KiB arrived before the stream had resumed"
+            raise WebSocketProtocolError(reason, endpoint=self.display_url)
+        return tuple(self._replayed or ())
+
+    def forget_replayed(self) -> None:
+        """All streams are here."""
+        self._replayed = None
+        self._replayed_bytes = 0
+
+    def _keep_replayed(self, message: Message, replayed: list[Message]) -> None:
+        if self._replayed_bytes <= MAX_KEPT_BYTES:
+            replayed.append(message)
+            self._replayed_bytes += message.size
+            if self._replayed_bytes > MAX_KEPT_BYTES:
+                replayed.clear()
 
     async def _say_farewell(self) -> None:
         moment = self._own_moment(WaitNote())

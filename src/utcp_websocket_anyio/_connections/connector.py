@@ -6,6 +6,7 @@ never used twice.
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from ..errors import (
     WebSocketError,
     WebSocketTimeoutError,
 )
-from .connection import Connection
+from .connection import Connection, MoveAskedError
 from .exclusive import ExclusiveConnection
 from .multiplexed import MultiplexedConnection
 from .steps import Captures, Moment, StepFailed, WaitNote, login_error, run_steps
@@ -90,16 +91,25 @@ class Connector:
             WebSocketProtocolError: What was connected to does not speak the protocol asked for.
         """
         failure: WebSocketError | None = None
+        is_replacement = carried is not None
+        way = plan
         retries = 0
         note = WaitNote()
         note.begin("the connection")
         with anyio.move_on_after(plan.connection_timeout) as scope:
             while True:
                 try:
-                    attempt = _Attempt(self, endpoint, plan, context, tasks=tasks, carried=carried, note=note)
+                    attempt = _Attempt(self, endpoint, way, context, tasks=tasks, carried=carried, note=note)
+                    attempt.is_replacement = is_replacement
                     return await self._connect_once(attempt)
                 except WebSocketConnectionError as error:
                     failure = error
+                except MoveAskedError as asked:
+                    if is_replacement:
+                        # Its stream knows how it goes on, and makes the next attempt.
+                        raise
+                    way, carried = asked.applied_to(plan)
+                    failure = WebSocketConnectionError(asked.args[0], endpoint=endpoint.display_url, transient=True)
                 if not failure.transient or retries == plan.reconnect_attempts:
                     break
                 retries += 1
@@ -163,7 +173,7 @@ class _Attempt:
         self._connector = connector
         self._tasks = tasks
         self._captured = Captures(carried or {})
-        self._keeps_skipped = carried is not None and plan.message_filter is not None
+        self.is_replacement = False
         self._requested: list[str] = []
         self._call = context.for_step(0, captured=self._captured)
         # The connection's moments have a uuid of their own; URL and headers have the call's.
@@ -233,12 +243,18 @@ class _Attempt:
             captured=self._captured,
             trace=self._connector.trace,
         )
+        if self.is_replacement and self.plan.opens_its_own and connection.is_shared:
+            connection.begin_replaying()
         if settings.on_connect:
             try:
-                await connection.log_in(settings.on_connect, self.note, keeps_skipped=self._keeps_skipped)
+                keeps_skipped = self.is_replacement and self.plan.message_filter is not None
+                await connection.log_in(settings.on_connect, self.note, keeps_skipped=keeps_skipped)
             except BaseException:
                 connection.abort("the login failed")
                 raise
+        if isinstance(connection.error, MoveAskedError):
+            # With the last message of the login.
+            raise copy.copy(connection.error)
         return connection
 
 

@@ -83,6 +83,8 @@ class MultiplexedConnection(Connection):
             self._route(message, self._router)
 
     def _route(self, message: Message, router: Router) -> None:
+        if self._replayed is not None:
+            self._keep_replayed(message, self._replayed)
         if not router.route(message) and self.trace is not None:
             self.trace("received", message.data, "skipped: it is for no call that is running")
 

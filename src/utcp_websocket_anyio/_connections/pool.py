@@ -18,6 +18,11 @@ Two calls whose farewells (`on_end`) are the same do not share a connection: the
 A *session* has one connection at a time, which is never replaced in silence: after its loss, the next call of the
 session fails, and says so.
 
+A connection that is lost, or has to be left, is *replaced* by the first of its streams that comes to it; the others
+take that one, and new calls of a shared endpoint wait for it. Where the streams open it in a way of their own (`resume`
+has steps for that), no other will do for them: it is told by its *lineage*, which it shares with the one that it
+replaces.
+
 An idle connection is closed when it has been idle for its `keep_alive_timeout`, and the one idle longest when there are
 more than `max_idle_connections` over all endpoints. One task, the *caretaker*, does that, and lets go of what
 finalizers have left: they may run in any thread and at any moment, so they only leave a note and wake it.
@@ -36,6 +41,7 @@ import logging
 import math
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import anyio
@@ -44,6 +50,7 @@ import anyio.lowlevel
 from .._wire._loop import loop_clock, loop_events, loop_waker
 from ..errors import WebSocketClosedError, WebSocketConnectionError, WebSocketError, WebSocketTimeoutError
 from .bulkhead import log_internal_error
+from .connection import MoveAskedError
 from .deadlines import Deadlines
 from .statistics import Statistics
 
@@ -56,7 +63,7 @@ if TYPE_CHECKING:
     from .connection import Connection
     from .statistics import Counters
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "Replacement"]
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +97,29 @@ class Resuming(Protocol):
         """Its connections are closed on this side. Must not wait."""
 
 
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """What a stream that resumes needs in the place of the connection that it had.
+
+    Attributes:
+        replaced: The connection that it had.
+        captured: Values that this one has captured.
+        opens_its_own: True if the stream opens its connections by steps of its own, such as a login that resumes: one
+            that was opened as calls open theirs will not do.
+    """
+
+    replaced: Connection
+    captured: Mapping[str, Any]
+    opens_its_own: bool
+
+    def suits(self, connection: Connection) -> bool:
+        """True if the stream can go on with a connection that it has not opened."""
+        if not self.opens_its_own:
+            return True
+        # Another stream of the same connection has opened it.
+        return connection.lineage is not None and connection.lineage is self.replaced.lineage
+
+
 class _Waiter:
     """A caller in the queue of an endpoint.
 
@@ -98,17 +128,28 @@ class _Waiter:
         deadline: Until when it waits, on the clock of the event loop.
         capacity: How many connections it allows.
         farewell: The message that it will send at its end.
+        replaces: The connection that it had, if it is a stream that goes on.
         promised: The shared connection on which that is noted until its task runs.
     """
 
-    __slots__ = ("arrival", "capacity", "deadline", "event", "farewell", "outcome", "promised")
+    __slots__ = ("arrival", "capacity", "deadline", "event", "farewell", "outcome", "promised", "replaces")
 
-    def __init__(self, event: Event, arrival: int, capacity: int, deadline: float, farewell: Hashable) -> None:
+    def __init__(
+        self,
+        event: Event,
+        arrival: int,
+        capacity: int,
+        deadline: float,
+        farewell: Hashable,
+        *,
+        replaces: Replacement | None,
+    ) -> None:
         self.arrival = arrival
         self.capacity = capacity
         self.deadline = deadline
         self.event = event
         self.farewell = farewell
+        self.replaces = replaces
         self.promised: Connection | None = None
         self.outcome: Connection | Literal[_Grant.SLOT] | WebSocketError | None = None
 
@@ -138,18 +179,24 @@ class _EndpointConnections:
         self.excess = 0  # connections beyond those allowed: each has a replacement already
         self.opening: set[anyio.CancelScope] = set()
         self.waiters: deque[_Waiter] = deque()
+        self.resuming: set[Resuming] = set()
 
     @property
     def is_unused(self) -> bool:
-        return not (self.connections or self.slots_lent or self.waiters)
+        return not (self.connections or self.slots_lent or self.waiters or self.resuming)
 
-    def pick(self, *, reject_stray: bool, farewell: Hashable = None) -> Connection | None:
+    def pick(
+        self, *, reject_stray: bool, farewell: Hashable = None, replaces: Replacement | None = None
+    ) -> Connection | None:
         """Take the connection that a new caller gets at once, if there is one. An exclusive one then is not idle."""
         if self.is_shared:
             if farewell is not None and any(waiter.farewell == farewell for waiter in self.waiters):
                 return None
-            return next((one for one in self.connections if one.can_be_shared(farewell)), None)
-        if self.waiters or not self.idle:
+            return next(
+                (one for one in self.connections
+                 if one.can_be_shared(farewell) and (replaces is None or replaces.suits(one))), None
+            )  # fmt: skip
+        if self.waiters or not self.idle or (replaces is not None and replaces.opens_its_own):
             return None
         position = len(self.idle) - 1
         if reject_stray and self.idle[position].may_get_stray_response:
@@ -164,7 +211,7 @@ class _EndpointConnections:
             capacity: How many connections there may be.
             replaces: The new one comes in the place of another, which is left only when it is there.
         """
-        if self.is_shared and self.slots_lent:
+        if self.is_shared and (self.slots_lent or (self.is_being_replaced and not replaces)):
             # Calls that come while a connection to share is being opened share it.
             return False
         taken = len(self.connections) + self.slots_lent
@@ -185,7 +232,19 @@ class _EndpointConnections:
             # Its slot went to the one that has replaced it.
             self.excess -= 1
             return False
+        if self.is_shared and self.resuming:
+            # It is for a stream that goes on, before all calls.
+            waiter = next((one for one in self.waiters if one.replaces is not None), None)
+            if waiter is None:
+                return False
+            self.waiters.remove(waiter)
+            self.waiters.appendleft(waiter)
         return self.pass_on(_Grant.SLOT)
+
+    @property
+    def is_being_replaced(self) -> bool:
+        """True if there is no shared connection, because its streams are about to open another one."""
+        return bool(self.resuming) and not any(connection.is_available for connection in self.connections)
 
     def pass_on(self, outcome: Connection | Literal[_Grant.SLOT]) -> bool:
         """Give the first waiter a connection or the slot of one; False if there is no waiter."""
@@ -226,8 +285,12 @@ class _EndpointConnections:
         self.offer(connection)
         if farewell is not None:
             connection.drop_farewell(farewell)
+        self.lend_to_waiter()
+
+    def lend_to_waiter(self) -> None:
+        """Give the first waiter for a shared connection a slot, if one is left."""
         taken = len(self.connections) + self.slots_lent
-        if self.waiters and not self.slots_lent and taken < self.waiters[0].capacity:
+        if self.is_shared and self.waiters and not self.slots_lent and taken < self.waiters[0].capacity:
             self.pass_on(_Grant.SLOT)
 
     def fail_all(self, error: WebSocketError) -> None:
@@ -247,7 +310,6 @@ class Pool:
     Attributes:
         deadlines: Ends calls, and waiting for a connection, when their time is up.
         clock: The clock of the event loop, in seconds.
-        resuming: The streams that are between two connections, with their manuals.
     """
 
     def __init__(
@@ -272,7 +334,7 @@ class Pool:
         self._wake = loop_waker(self._call_caretaker)
         self._closed = False
         self._lost_sessions: dict[Endpoint, Connection] = {}
-        self.resuming: dict[Resuming, str] = {}
+        self._resuming: dict[Resuming, _EndpointConnections] = {}
         self.clock = loop_clock()
         self._new_event = loop_events()
         self.deadlines = Deadlines()
@@ -341,7 +403,7 @@ class Pool:
         reject_stray: bool,
         farewell: Hashable = None,
         only_open: bool = False,
-        carried: Mapping[str, Any] | None = None,
+        replaces: Replacement | None = None,
     ) -> Connection | None:
         """A connection for one exchange, to be given back with `release` or `retire`, a shared one with `left`.
 
@@ -354,7 +416,7 @@ class Pool:
             farewell: Message that the call sends at its end; excludes shared connections on which another call will
                 send the same one. None: it sends none.
             only_open: None is opened; if none is there, None is returned.
-            carried: Values captured by the connection that a new one replaces.
+            replaces: The connection that the stream had which asks.
 
         Raises:
             WebSocketTimeoutError: No connection became free, or could be opened, in time.
@@ -367,7 +429,7 @@ class Pool:
         arrival = next(self._arrivals)
         while True:
             self._check_open(endpoint)
-            if carried is not None:
+            if replaces is not None:
                 # A stream that resumes knows of the loss, and keeps what its session has captured.
                 self._lost_sessions.pop(endpoint, None)
             if endpoint.session is not None and endpoint in self._lost_sessions:
@@ -375,25 +437,32 @@ class Pool:
                 if lost is not None or only_open:
                     return lost
             there = self._endpoints.get(endpoint)
-            if there is None:
-                if only_open:
-                    return None
-                there = self._endpoints[endpoint] = _EndpointConnections(endpoint)
-            granted: Connection | Literal[_Grant.SLOT] | None = there.pick(reject_stray=reject_stray, farewell=farewell)
+            if there is None and only_open:
+                return None
+            there = there or self._of_endpoint(endpoint)
+            granted: Connection | Literal[_Grant.SLOT] | None = there.pick(
+                reject_stray=reject_stray, farewell=farewell, replaces=replaces
+            )
             if granted is None:
-                if there.lend_slot(capacity, replaces=carried is not None):
+                if there.lend_slot(capacity, replaces=replaces is not None):
                     granted = _Grant.SLOT
                 else:
-                    waiter = _Waiter(self._new_event(), arrival, capacity, deadline, farewell)
+                    if replaces is not None and there.idle:
+                        self.retire(there.idle[0], "another one is needed in its place")
+                    waiter = _Waiter(self._new_event(), arrival, capacity, deadline, farewell, replaces=replaces)
                     granted = await self._wait(there, waiter, plan)
             if granted is _Grant.SLOT:
                 if only_open:
                     there.slots_lent -= 1
                     self._slot_freed(there)
                     return None
-                return await self._open(there, plan, context, carried, farewell)
+                return await self._open(there, plan, context, replaces, farewell)
             self._idle_until.pop(granted, None)
-            if granted.is_shared:
+            if replaces is not None and not replaces.suits(granted):
+                # Its caller tries again, and has its old place in the queue.
+                if not granted.is_shared:
+                    self.retire(granted, "another one is needed in its place")
+            elif granted.is_shared:
                 if granted.can_be_shared(farewell):
                     return granted
             elif endpoint.session is not None:
@@ -490,7 +559,7 @@ class Pool:
             there.slots_lent -= 1
             self._slot_freed(there)
         elif isinstance(outcome, WebSocketError):
-            self.deadlines.add(waiter)
+            pass
         elif outcome.is_shared:
             waiter.redeem()
             there.offer(outcome)
@@ -502,7 +571,7 @@ class Pool:
         there: _EndpointConnections,
         plan: Plan,
         context: RenderContext,
-        carried: Mapping[str, Any] | None,
+        replaces: Replacement | None,
         farewell: Hashable,
     ) -> Connection:
         """Use a slot: open a connection, and grant it to the waiters if it is shared."""
@@ -512,7 +581,7 @@ class Pool:
         try:
             self._check_open(there.endpoint)
             with scope:
-                connection = await self._connect_with_descriptors(there.endpoint, plan, context, carried)
+                connection = await self._connect_with_descriptors(there.endpoint, plan, context, replaces)
             # The pool may have been closed in the turn in which the connection was opened, too late to be cancelled.
             if connection is None or scope.cancel_called:
                 if connection is not None:
@@ -525,7 +594,7 @@ class Pool:
                 raise copy.copy(connection.error)
         except BaseException as error:
             there.slots_lent -= 1
-            if there.is_shared and isinstance(error, WebSocketError):
+            if there.is_shared and isinstance(error, WebSocketError) and not isinstance(error, MoveAskedError):
                 there.fail_all(error)
             self._slot_freed(there)
             raise
@@ -533,8 +602,9 @@ class Pool:
             there.opening.discard(scope)
         there.slots_lent -= 1
         there.connections.add(connection)
-        if carried is not None:
+        if replaces is not None:
             self._lost_sessions.pop(there.endpoint, None)
+            connection.lineage = replaces.replaced.lineage = replaces.replaced.lineage or object()
         # Only now: a connection that is lost before it is here must not give back a slot twice.
         connection.on_lost = lambda lost: self._lost(there, lost)
         connection.on_leaving = self._leaving
@@ -546,9 +616,10 @@ class Pool:
         return connection
 
     async def _connect_with_descriptors(
-        self, endpoint: Endpoint, plan: Plan, context: RenderContext, carried: Mapping[str, Any] | None
+        self, endpoint: Endpoint, plan: Plan, context: RenderContext, replaces: Replacement | None
     ) -> Connection:
         """Connect; where the process has no file descriptor left, idle connections make room."""
+        carried = None if replaces is None else replaces.captured
         while True:
             try:
                 return await self._connect(endpoint, plan, context, self._task_group, carried=carried)
@@ -640,6 +711,25 @@ class Pool:
         self._notes.append(finish)
         self._wake()
 
+    # Streams that go on
+
+    def begin_resuming(self, stream: Resuming, endpoint: Endpoint) -> None:
+        """A stream has lost its connection, or has to leave it."""
+        self._resuming[stream] = there = self._of_endpoint(endpoint)
+        there.resuming.add(stream)
+
+    def end_resuming(self, stream: Resuming) -> None:
+        """A stream has another connection, or has ended. Does nothing if it is not resuming."""
+        there = self._resuming.pop(stream, None)
+        if there is None:
+            return
+        there.resuming.discard(stream)
+        if not there.resuming:
+            for connection in there.connections:
+                connection.forget_replayed()
+            there.lend_to_waiter()
+            self._forget_unused(there)
+
     # Closing
 
     def give_up(self, manual: str) -> None:
@@ -679,8 +769,14 @@ class Pool:
             await self._close_all(there, "the protocol object was cancelled")
 
     def _end_resuming(self, why: str, manual: str | None = None) -> None:
-        for stream in [one for one, its in self.resuming.items() if manual in (None, its)]:
+        for stream in [one for one, there in self._resuming.items() if manual in (None, there.endpoint.manual)]:
             stream.close(WebSocketClosedError(why, code=1000))
+
+    def _of_endpoint(self, endpoint: Endpoint) -> _EndpointConnections:
+        there = self._endpoints.get(endpoint)
+        if there is None:
+            there = self._endpoints[endpoint] = _EndpointConnections(endpoint)
+        return there
 
     def _of(self, manual: str) -> list[_EndpointConnections]:
         return [there for endpoint, there in self._endpoints.items() if endpoint.manual == manual]

@@ -13,7 +13,7 @@ may differ by then. So an `Endpoint` has captures and `{{now}}` as they are writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -170,6 +170,7 @@ class Plan:
         compares_times: True if its filters or results depend on the time, which is that of the request.
         correlation: Place at which each message of the exchange has a value of the call, and that value; None: unknown.
         knows_its_answers: True if no message that is another call's can be taken for one of this call's.
+        opens_its_own: True if a stream resumes with this plan that opens its connection by steps of `resume`.
         captures: True if steps of the call may capture something.
         farewell: The messages of `on_end` on a shared connection, unless one of them holds a value of the call's own.
         parting: The message of `on_end` on a shared connection, if that is all of it and no other call's is the same.
@@ -222,6 +223,7 @@ class Plan:
     compares_times: bool
     correlation: tuple[Path, Template] | None
     knows_its_answers: bool
+    opens_its_own: bool = False
     connection_arguments: frozenset[str] = frozenset()
     _connection_uses_all_arguments: bool = False
     _connection_uses_tool_name: bool = False
@@ -425,6 +427,31 @@ class Plan:
             knows_its_answers=False,
             _try_outs=(),
             _last_endpoint=[],
+        )
+
+    def resumed(self, resume: Resume, captured: Collection[str]) -> Plan:
+        """The plan of what comes after a loss: the template's steps, or those of `resume`.
+
+        They are all taken or none: if one of them needs a captured value that is missing, everything is done anew.
+        """
+        own = (resume.prepare, resume.on_connect, resume.before, resume.request)
+        given = [steps for steps in own if steps is not None]
+        known = set(captured)
+        for step in (step for steps in given for step in steps):
+            if not step.captures <= known:
+                return self
+            known |= step.makes
+        settings = self.settings
+        return replace(
+            self,
+            settings=replace(
+                settings,
+                prepare=settings.prepare if resume.prepare is None else resume.prepare,
+                on_connect=settings.on_connect if resume.on_connect is None else resume.on_connect,
+            ),
+            before=self.before if resume.before is None else resume.before,
+            request=self.request if resume.request is None else resume.request,
+            opens_its_own=resume.prepare is not None or resume.on_connect is not None,
         )
 
     @property
