@@ -14,8 +14,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2025.2.9"
-# Not `lowest`, until it is known why some newer tests fail with those versions.
-nox.options.sessions = ["lint", "types", "tests", "coverage", "docs", "package", "tested"]
+nox.options.sessions = ["lint", "types", "tests", "lowest", "coverage", "docs", "package", "tested"]
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
 
