@@ -175,6 +175,8 @@ class Conversation:
             if self._deflater is not None:
                 data = (self._deflater.compress(data) + self._deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
                 reserved = 4
+            # In the order in which it is sent, which is the order in which it is asked for.
+            self.control_frames = 0
             if self._random.random() < 0.02:
                 half = len(data) // 2
                 empty = frame(CONTINUATION, fin=False) * self._random.randrange(5000)
@@ -182,7 +184,6 @@ class Conversation:
                 await self.peer.send_raw(begin + empty + frame(CONTINUATION, data[half:]))
             else:
                 await self.peer.send_frame(TEXT, data, rsv=reserved)
-            self.control_frames = 0
 
     async def push(self, mischief: Mischief, count: int) -> None:
         """Send many short messages that nobody asked for, or one in many empty frames."""
@@ -191,8 +192,8 @@ class Conversation:
                 data = frame(TEXT) * (count // 2) + frame(TEXT, b'{"id": "of nobody"}') * (count // 2)
             else:
                 data = frame(TEXT, fin=False) + frame(CONTINUATION, fin=False) * count + frame(CONTINUATION)
-            await self.peer.send_raw(data)
             self.control_frames = 0
+            await self.peer.send_raw(data)
 
     async def send_control_frames(self, opcode: int, count: int) -> None:
         """Send many empty ones."""
