@@ -44,7 +44,6 @@ class FakeConnection:
         self.is_shared = settings.multiplex
         self.is_in_use = False
         self.is_leaving = False
-        self.keeps_messages = False
         self.keep_alive: float | None = None
         self.ends_session = False
         self.wire = FakeWire()

@@ -321,6 +321,11 @@ class Exchange(BaseExchange):
         """True if an exclusive connection may be read on while the caller is away."""
         return self._has_room_for(_EXCLUSIVE_MESSAGES, _EXCLUSIVE_BYTES)
 
+    @property
+    def takes_messages(self) -> bool:
+        """True if the next message is one that it takes or skips."""
+        return self.state is RUNNING and self._expected != 0
+
     def _has_room_for(self, messages: int, size: int) -> bool:
         return len(self._queue) + len(self._held) < messages and self._queued_bytes < size
 

@@ -65,6 +65,10 @@ class LegOwner(Protocol):
     def move(self, leg: Leg, change: ResumeChange) -> None:
         """The server asks for a new connection."""
 
+    @property
+    def takes_messages(self) -> bool:
+        """True if the next message is one that it takes or skips."""
+
     def request_sent(self, leg: Leg) -> None:
         """The last message of the request is out."""
 
@@ -120,6 +124,9 @@ class Leg:
         )
         self.context = request.context
         self.channel = connection.open_channel(self)
+        self._between = between = connection.between_calls
+        if between is not None:
+            between.call_began(self)
         if request.farewell is not None:
             connection.plan_farewell(request.farewell)
 
@@ -151,6 +158,11 @@ class Leg:
         if self._state is _OPENING and self._scope is not None and not self._pending:
             # There is nothing left that a step before the request could take.
             self._scope.cancel()
+
+    @property
+    def takes_messages(self) -> bool:
+        """True if a message that comes now is for this exchange, and not for the next call of its session."""
+        return self._state is not _RUNNING or self._awaited is not None or self._owner.takes_messages
 
     def move(self, change: ResumeChange) -> None:
         """The server asks for a new connection."""
@@ -204,7 +216,7 @@ class Leg:
                 self.is_sending = False
             else:
                 has_more = True
-        if self._pending or self._kept or self.connection.has_kept:
+        if self._pending or self._kept or self._between:
             self._take_kept()
         if has_more:
             self.connection.start_task(self._send_request, steps)
@@ -227,13 +239,15 @@ class Leg:
 
     def _take_kept(self) -> None:
         """Show what came before the request was out to the exchange's own filters."""
-        if self.connection.has_kept and self._plan.message_filter is not None:
-            self._kept += self.connection.take_kept()
+        between = self._between
+        if between is not None and self._plan.message_filter is not None:
+            between.show(self)
         waiting = [*self._kept, *self._pending]
         self._kept.clear()
         self._pending.clear()
         for message in waiting:
-            self.accept(message)
+            if between is None or not between.keep(message):
+                self.accept(message)
 
     # The steps
 
@@ -517,6 +531,8 @@ class Leg:
         has_farewell = self._state is _LEAVING
         self._state = _LEFT
         self.channel.finish(withdraws=not has_farewell)
+        if self._between is not None:
+            self._between.call_ended(self)
         if self._request.farewell is not None:
             self.connection.farewell_said(self._request.farewell)
 

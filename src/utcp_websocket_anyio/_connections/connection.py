@@ -35,6 +35,7 @@ from .._templates.received import Message, ResponseError
 from .._wire import CLOSING_TIME, Interrupted
 from .._wire._loop import loop_clock, loop_events
 from ..errors import WebSocketAuthError, WebSocketClosedError, WebSocketError, WebSocketProtocolError
+from .between_calls import BetweenCalls
 from .bulkhead import internal_error, log_internal_error
 from .heartbeat import Beats, watch_silence
 from .outbox import Outbox, Outgoing
@@ -206,7 +207,7 @@ class Connection(ABC):
         is_leaving: True if it takes no further exchange and closes when the last one is over.
         is_parting: True if its close frame is sent, or about to be, and its users only read.
         was_given_up: True if this side gave it up as if it had been lost.
-        keeps_messages: True if what arrives between two uses is kept for the next one, as a session wants it.
+        between_calls: What arrives between the calls of its session; None: it is no session's.
         ends_session: True if its end is the end of its session, and no loss.
         keep_alive: Seconds after which it is closed when it is idle; None: never.
         farewells: Messages that the calls on it will send when they leave.
@@ -223,6 +224,8 @@ class Connection(ABC):
 
     _replayed: list[Message] | None = None
     _replayed_bytes = 0
+    _keeps_messages = False
+    """True if not every message goes just where it is routed to."""
 
     def __init__(
         self,
@@ -248,7 +251,7 @@ class Connection(ABC):
         self.is_parting = False
         self.was_given_up = False
         self.may_get_stray_response = False
-        self.keeps_messages = False
+        self.between_calls: BetweenCalls | None = None
         self.ends_session = False
         self._is_logging_in = False
         self.farewells: Counter[Hashable] = Counter()
@@ -632,6 +635,7 @@ class Connection(ABC):
         A server may begin with what was missed while some of the streams are still on their way.
         """
         self._replayed = []
+        self._keeps_messages = True
 
     def take_replayed(self) -> tuple[Message, ...]:
         """What has come so far, for a stream that goes on here now.
@@ -648,6 +652,7 @@ class Connection(ABC):
         """All streams are here."""
         self._replayed = None
         self._replayed_bytes = 0
+        self._keeps_messages = self.between_calls is not None
 
     def _keep_replayed(self, message: Message, replayed: list[Message]) -> None:
         if self._replayed_bytes <= MAX_KEPT_BYTES:
@@ -655,6 +660,31 @@ class Connection(ABC):
             self._replayed_bytes += message.size
             if self._replayed_bytes > MAX_KEPT_BYTES:
                 replayed.clear()
+
+    # What comes between the calls of a session
+
+    def begin_session(self) -> None:
+        """Keep what arrives between two calls for the next one."""
+        self.between_calls = BetweenCalls()
+        self._keeps_messages = True
+
+    @property
+    def has_kept(self) -> bool:
+        """True if something arrived between the calls of a session and was not taken yet."""
+        return bool(self.between_calls)
+
+    def _is_kept(self, message: Message) -> bool:
+        """Keep a message if it has to be; True if it is then for nobody who is here now."""
+        if self._replayed is not None:
+            self._keep_replayed(message, self._replayed)
+            return False
+        between = self.between_calls
+        if between is None or self.is_over or not between.keep(message):
+            return False
+        if between.size > MAX_KEPT_BYTES:
+            reason = f"the session was closed: more than {MAX_KEPT_BYTES // 1024} KiB arrived between its calls"
+            self.give_up(WebSocketClosedError(reason, endpoint=self.display_url))
+        return True
 
     async def _say_farewell(self) -> None:
         moment = self._own_moment(WaitNote())
@@ -685,11 +715,6 @@ class Connection(ABC):
         """Start a task of an exchange; it must let no exception escape."""
         self._tasks.start_soon(run, *arguments)
 
-    @property
-    def has_kept(self) -> bool:
-        """True if something arrived between the calls of a session and was not taken yet."""
-        return False
-
     def can_be_shared(self, farewell: Hashable) -> bool:
         """True if a further exchange may share it, whose farewell would not silence another one."""
         return self.is_available and (farewell is None or farewell not in self.farewells)
@@ -709,10 +734,6 @@ class Connection(ABC):
         self.drop_farewell(farewell)
         if self.on_farewell is not None:
             self.on_farewell(self)
-
-    def take_kept(self) -> list[Message]:
-        """The messages that arrived between the calls of a session, for a call with a `message_filter`."""
-        return []
 
     def _run(self, run: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         """Start a task of the connection. Whatever goes wrong in it ends the connection, and nothing else."""

@@ -30,8 +30,7 @@ import anyio
 import anyio.lowlevel
 
 from .._wire import Interrupted
-from ..errors import WebSocketClosedError
-from .connection import MAX_KEPT_BYTES, NOBODY, Channel, Connection, User
+from .connection import NOBODY, Channel, Connection, User
 
 if TYPE_CHECKING:
     from .._templates.plan import Path
@@ -52,11 +51,6 @@ class ExclusiveConnection(Connection):
 
     is_shared = False
     _reader: _BackgroundReader | None = None
-    _kept_bytes = 0
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.kept: list[Message] = []
 
     @property
     def is_in_use(self) -> bool:
@@ -99,7 +93,7 @@ class ExclusiveConnection(Connection):
 
     def _start_reading(self) -> None:
         # Messages that arrived in one read with the end of the login are for the first user.
-        if self._handles_messages or self.keeps_messages or not self.wire.set_data_callback(self._discard):
+        if self._handles_messages or self._keeps_messages or not self.wire.set_data_callback(self._discard):
             self._reader = _BackgroundReader(self)
             self._run(self._reader.run)
 
@@ -108,37 +102,17 @@ class ExclusiveConnection(Connection):
             self._reader.nudge()
 
     def _deliver(self, message: Message) -> None:
+        if self._keeps_messages and self._is_kept(message):
+            return
         if self._user is not None:
             self._user.accept(message)
         elif not self._is_started or self.is_over:
             self._inbox.append(message)
-        elif self.keeps_messages:
-            self._keep_for_session(message)
         else:
             # Nobody asked for it, and more may be on its way.
             self.may_get_stray_response = True
             if self.trace is not None:
                 self.trace("received", message.data, "discarded: no call is running")
-
-    def _keep_for_session(self, message: Message) -> None:
-        self.kept.append(message)
-        self._kept_bytes += message.size
-        if self._kept_bytes > MAX_KEPT_BYTES:
-            self.give_up(
-                WebSocketClosedError(
-                    f"the session was closed: more than {MAX_KEPT_BYTES // 1024} KiB arrived between its calls",
-                    endpoint=self.display_url,
-                )
-            )
-
-    @property
-    def has_kept(self) -> bool:
-        return bool(self.kept)
-
-    def take_kept(self) -> list[Message]:
-        kept, self.kept = self.kept, []
-        self._kept_bytes = 0
-        return kept
 
     def _discard(self) -> None:
         """Throw away what came while the connection is idle. An exchange reads by itself; but it may be away."""

@@ -48,11 +48,15 @@ class MultiplexedConnection(Connection):
         return self._router is not None and bool(len(self._router))
 
     def open_channel(self, user: User) -> SharedChannel:
-        if self._error is not None:
+        if self._error is not None and not self.has_kept:
             raise copy.copy(self._error)
         assert self._router is not None
         self.calls += 1
-        return SharedChannel(self, self._router, user)
+        channel = SharedChannel(self, self._router, user)
+        if self._error is not None:
+            # What the session has kept is served first.
+            channel.end(copy.copy(self._error))
+        return channel
 
     def moved(self, channel: SharedChannel) -> None:
         """A stream has moved to another connection. If nobody else is left, the connection can part."""
@@ -83,8 +87,8 @@ class MultiplexedConnection(Connection):
             self._route(message, self._router)
 
     def _route(self, message: Message, router: Router) -> None:
-        if self._replayed is not None:
-            self._keep_replayed(message, self._replayed)
+        if self._keeps_messages and self._is_kept(message):
+            return
         if not router.route(message) and self.trace is not None:
             self.trace("received", message.data, "skipped: it is for no call that is running")
 
@@ -135,9 +139,13 @@ class SharedChannel(Channel):
         self._wake()
 
     def fail(self, error: WebSocketError) -> None:
-        self._error = error
+        self.end(error)
         self._user.fail(error)
         self._wake()
+
+    def end(self, error: WebSocketError) -> None:
+        """Say no more than this error, to who waits."""
+        self._error = error
 
     def move(self, change: ResumeChange) -> None:
         self._user.move(change)

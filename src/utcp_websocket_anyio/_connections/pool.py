@@ -15,8 +15,8 @@ What a new caller of an endpoint gets (`_EndpointConnections.claim`):
 5. Otherwise it waits.
 
 Two calls whose farewells (`on_end`) are the same do not share a connection: the first to leave would silence the other.
-A *session* has one connection at a time, which is never replaced in silence: after its loss, the next call of the
-session fails, and says so.
+A *session* has one connection at a time, which is never replaced in silence: after its loss, all calls that waited for
+it fail, and say so, or else the next one does.
 
 A connection that is lost, or has to be left, is *replaced* by the first of its streams that comes to it; the others
 take that one, and new calls of a shared endpoint wait for it. Where the streams open it in a way of their own (`resume`
@@ -427,15 +427,16 @@ class Pool:
         deadline = self.clock() + plan.timeout
         capacity = 1 if endpoint.session is not None else plan.max_connections
         arrival = next(self._arrivals)
+        lost: Connection | None = None
         while True:
             self._check_open(endpoint)
             if replaces is not None:
                 # A stream that resumes knows of the loss, and keeps what its session has captured.
                 self._lost_sessions.pop(endpoint, None)
-            if endpoint.session is not None and endpoint in self._lost_sessions:
-                lost = self._after_lost_session(endpoint, plan, only_open=only_open)
-                if lost is not None or only_open:
-                    return lost
+            elif endpoint.session is not None:
+                lost = lost or self._lost_sessions.get(endpoint)
+                if lost is not None:
+                    return self._after_loss(lost, endpoint, plan, only_open=only_open)
             there = self._endpoints.get(endpoint)
             if there is None and only_open:
                 return None
@@ -474,25 +475,31 @@ class Pool:
                 there, granted, reject_stray=reject_stray
             ):
                 return granted
+            if granted.error is not None and not granted.ends_session:
+                # If it is a session's, it was lost while this call waited for it.
+                lost = granted
 
     def session_endpoint(self, manual: str, session: str) -> Endpoint | None:
         """The endpoint of a session that has a connection, or had one that was lost; None: it has to be opened."""
         known = (*self._endpoints, *self._lost_sessions)
         return next((one for one in known if one.session == session and one.manual == manual), None)
 
-    def _after_lost_session(self, endpoint: Endpoint, plan: Plan, *, only_open: bool) -> Connection | None:
-        """Serve a call whose session has lost its connection: first the messages that it kept, then an error, once."""
-        connection = self._lost_sessions[endpoint]
+    def _after_loss(self, lost: Connection, endpoint: Endpoint, plan: Plan, *, only_open: bool) -> Connection | None:
+        """Serve a call that was made for a lost session: first the messages that it kept, then an error.
+
+        The first call that is told of the loss ends it for those that are made afterwards.
+        """
         listens = plan.message_filter is not None and not plan.request and not plan.before
-        if listens and connection.has_kept:
-            return connection
-        del self._lost_sessions[endpoint]
+        if listens and lost.has_kept:
+            return lost
+        if self._lost_sessions.get(endpoint) is lost:
+            del self._lost_sessions[endpoint]
         if only_open:
             return None
-        assert connection.error is not None
-        code = connection.error.code if isinstance(connection.error, WebSocketClosedError) else 1006
+        assert lost.error is not None
+        code = lost.error.code if isinstance(lost.error, WebSocketClosedError) else 1006
         raise WebSocketClosedError(
-            f"the connection of the session {endpoint.session!r} was closed: {connection.error.args[0]};"
+            f"the connection of the session {endpoint.session!r} was closed: {lost.error.args[0]};"
             " the next call starts a new session",
             code=code,
             endpoint=endpoint.display_url,
@@ -609,7 +616,8 @@ class Pool:
         connection.on_lost = lambda lost: self._lost(there, lost)
         connection.on_leaving = self._leaving
         connection.on_farewell = there.offer
-        connection.keeps_messages = there.endpoint.session is not None and not there.is_shared
+        if there.endpoint.session is not None:
+            connection.begin_session()
         connection.start()
         if there.is_shared:
             there.opened(connection, farewell)
@@ -811,13 +819,19 @@ class Pool:
         self._slot_freed(there)
 
     def _session_lost(self, there: _EndpointConnections, connection: Connection) -> None:
-        """Keep a lost session: it must not be replaced in silence, and its next call gets an error."""
+        """Keep a lost session: it must not be replaced in silence, and its next call gets an error.
+
+        So does every call that waits for it; a stream that resumes knows of the loss, and goes on waiting.
+        """
         self._lost_sessions[there.endpoint] = connection
         if len(self._lost_sessions) > _MAX_LOST_SESSIONS:
             del self._lost_sessions[next(iter(self._lost_sessions))]
-        if there.waiters:
-            # The first that waits looks again, and finds out.
-            there.waiters.popleft().resolve(connection)
+        waiters, there.waiters = there.waiters, deque()
+        for waiter in waiters:
+            if waiter.replaces is None:
+                waiter.resolve(connection)
+            else:
+                there.waiters.append(waiter)
 
     def _slot_freed(self, there: _EndpointConnections) -> None:
         if not there.free_slot():
