@@ -535,12 +535,13 @@ async def test_a_call_that_waits_for_a_replacement_which_is_sent_elsewhere_waits
 
     sent: list[bool] = []
     answers: list[Any] = []
-    async with entered() as protocol, anyio.create_task_group() as tasks, peer(script) as url:
+    async with entered() as protocol, peer(script) as url:
         # Opened for the stream, and not for the call.
         resume = {"prepare": [{"compute": {"key": "three"}}]}
         fields = {**ELSEWHERE, "on_message": [{**GOES, "resume": True}], "resume": resume}
         made = call_template(url + "?key={{captured.key}}", True, **fields)
-        async with aclosing(protocol.call_tool_streaming(None, "m.t", {}, made)) as stream:
+        stream = protocol.call_tool_streaming(None, "m.t", {}, made)
+        async with aclosing(stream), anyio.create_task_group() as tasks:
             assert await stream.__anext__() == 1
             tasks.start_soon(stream.__anext__)
             for connection in list(connections_of(protocol)):
