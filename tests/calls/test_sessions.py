@@ -208,6 +208,20 @@ async def test_more_than_is_kept_between_its_calls_closes_a_session(multiplex: b
             await protocol.call_tool(None, "m.t", {"say": "x"}, made)
 
 
+async def test_what_was_taken_does_not_count_as_kept_any_more(multiplex: bool) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        while True:
+            said = await peer.receive_json()
+            await peer.send({"answer": said["say"], "on": 1})
+            await peer.send({"push": "x" * 100_000})
+
+    async with entered(30) as protocol, peer(script) as url:
+        for _ in range(4):
+            await protocol.call_tool(None, "m.t", {"say": "x"}, asking(url, multiplex))
+            await until_kept(protocol, 1)
+
+
 async def test_what_came_before_a_request_and_is_beyond_the_count_of_its_call_stays_for_the_next_one(
     multiplex: bool,
 ) -> None:
@@ -237,6 +251,8 @@ async def test_who_waited_to_listen_to_a_lost_session_gets_what_is_kept() -> Non
         async with anyio.create_task_group() as tasks:
             for number, (name, made) in enumerate(waiting.items()):
                 tasks.start_soon(call, made, name)
+                while not protocol.statistics().active:
+                    await anyio.sleep(0.001)
                 await until_waiting(protocol, number)
             await server.peers[0].reset()
     assert (heard.pop("busy"), heard.pop("told")) == (False, True)
