@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.abc
@@ -27,6 +27,7 @@ from utcp_websocket_anyio import (
     WebSocketTimeoutError,
 )
 from utcp_websocket_anyio._calls import exchange
+from utcp_websocket_anyio._calls.leg import Leg
 from utcp_websocket_anyio._connections.connection import Connection
 
 pytestmark = pytest.mark.anyio
@@ -737,3 +738,135 @@ async def test_a_session_has_moved_with_its_stream_even_if_the_old_connection_we
             assert await protocol.call_tool(None, "m.t", {}, asking) == 2
     assert items == ["gap", 1]
     assert connections == 2
+
+
+# What may happen to a leg before it carries the stream
+
+SUBSCRIBES: dict[str, Any] = {
+    "before": [{"send": {"op": "subscribe"}, "expect": {"ok": True}}],
+    "request": [],
+    "ends_on_close": "never",
+}
+
+
+async def lose(peer: Peer) -> None:
+    await peer.reset()
+
+
+async def flood(peer: Peer) -> None:
+    for n in range(3):
+        await peer.send({"n": 100 + n, "much": "x" * 100_000})
+    # A shared connection stays, and the stream tries again on it.
+    await said(peer, {"ok": True}, {"n": 1})
+    await peer.until_closed()
+
+
+async def send_on(peer: Peer) -> None:
+    await peer.send({"going": "away"})
+    await peer.until_gone()
+
+
+@pytest.mark.parametrize("trouble", [lose, flood, send_on])
+async def test_what_ends_a_new_leg_amid_its_first_steps_is_a_failed_attempt(
+    multiplex: bool, trouble: Callable[[Peer], Awaitable[None]]
+) -> None:
+    async def first(peer: Peer) -> None:
+        await said(peer, {"ok": True}, {"n": 0})
+        await read.wait()
+        await peer.reset()
+
+    async def second(peer: Peer) -> None:
+        await peer.receive()
+        await trouble(peer)
+
+    async def third(peer: Peer) -> None:
+        await said(peer, {"ok": True}, {"n": 1})
+        await peer.until_closed()
+
+    read = anyio.Event()
+    server = Connections(first, second, third)
+    async with entered(20) as protocol, peer(server) as url:
+        stream = protocol.call_tool_streaming(None, "m.t", {}, call_template(url, multiplex, **SUBSCRIBES))
+        async with aclosing(stream):
+            assert await stream.__anext__() == 0
+            read.set()
+            assert [await stream.__anext__() for _ in range(2)] == ["gap", 1]
+    assert len(server.peers) == (2 if trouble is flood and multiplex else 3)
+
+
+@pytest.mark.parametrize("when", ["in one turn", "meanwhile"])
+async def test_the_close_of_the_old_connection_starts_no_second_move(multiplex: bool, when: str) -> None:
+    end = frame(CLOSE, (1001).to_bytes(2, "big"))
+    connects = anyio.Event()
+    closed = anyio.Event()
+    connections = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal connections
+        connections += 1
+        if connections == 1:
+            await peer.handshake()
+            await peer.receive()
+            await peer.send({"n": 0})
+            if when == "in one turn":
+                say_now(peer, texts({"going": "away"}, {"n": 1}) + end)
+            else:
+                await peer.send({"going": "away"})
+                await connects.wait()
+                say_now(peer, texts({"n": 1}) + end)
+            await peer.until_gone()
+            closed.set()
+            return
+        await peer.read_request()
+        connects.set()
+        # The loss comes before the new leg is ready.
+        await closed.wait()
+        await peer.handshake()
+        await peer.receive()
+        await peer.send({"n": 2})
+        await peer.until_closed()
+
+    async with entered(20) as protocol, peer(script) as url:
+        made = call_template(url, multiplex, message={"op": "subscribe"})
+        async with aclosing(protocol.call_tool_streaming(None, "m.t", {}, made)) as stream:
+            # The old connection was lost before its time: that is a gap.
+            assert [await stream.__anext__() for _ in range(4)] == [0, 1, "gap", 2]
+            assert protocol.statistics().resumes == 1
+    assert connections == 2
+
+
+async def test_a_stream_that_is_left_in_the_turn_in_which_its_new_leg_is_ready_holds_no_connection(
+    multiplex: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    legs: list[Leg] = []
+    send_request = Leg.send_request
+
+    async def send_and_leave(leg: Leg, steps: Any) -> bool:
+        goes_on = await send_request(leg, steps)
+        legs.append(leg)
+        if len(legs) == 2:
+            cast(exchange.Exchange, leg._owner).finish()
+        return goes_on
+
+    async def first(peer: Peer) -> None:
+        await said(peer, {"n": 0})
+        await peer.reset()
+
+    async def second(peer: Peer) -> None:
+        await peer.receive()
+        goodbyes.append(await peer.receive_json())
+        await peer.until_gone()
+
+    monkeypatch.setattr(Leg, "send_request", send_and_leave)
+    goodbyes: list[Any] = []
+    async with peer(Connections(first, second)) as url, entered(20) as protocol:
+        made = call_template(url, multiplex, message={"op": "subscribe"}, on_end=[{"send": {"op": "bye"}}])
+        stream = protocol.call_tool_streaming(None, "m.t", {}, made)
+        async with aclosing(stream):
+            assert await stream.__anext__() == 0
+            while len(legs) < 2:
+                await anyio.sleep(0.001)
+        # A shared one stays, and is nobody's.
+        while protocol.statistics().active or protocol.statistics().closing or not goodbyes:
+            await anyio.sleep(0.001)
+    assert goodbyes == [{"op": "bye"}]

@@ -259,3 +259,35 @@ async def test_who_waited_to_listen_to_a_lost_session_gets_what_is_kept() -> Non
     # All of them wake at once; in which order is up to the event loop.
     assert sorted(map(str, heard.values())) == ["1", "2", "True"]
     assert server.connections == 1
+
+
+@pytest.mark.parametrize("how", ["answered", "closed by the call", "lost"])
+async def test_a_call_that_only_ends_a_session_and_waits_for_it_opens_none(how: str) -> None:
+    server = Talk()
+    ended: list[Any] = []
+
+    async def call(made: WebSocketCallTemplate) -> None:
+        try:
+            ended.append(await protocol.call_tool(None, "m.t", {"say": "wait"}, made))
+        except WebSocketClosedError:
+            ended.append("lost")
+
+    async with entered(30) as protocol, peer(server) as url:
+        closes = how == "closed by the call"
+        ending = template(url, **SESSION, request=[], expected_responses=0, close_after_response=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call, asking(url, False, close_after_response=closes))
+            while not (protocol.statistics().active and server.peers):
+                await anyio.sleep(0.001)
+            tasks.start_soon(call, ending)
+            await until_waiting(protocol, 1)
+            if how == "lost":
+                await server.peers[0].reset()
+            else:
+                await server.peers[0].send({"answer": "wait", "on": 1})
+        while pool_of(protocol)._endpoints:
+            await anyio.sleep(0.001)
+        assert server.connections == 1
+        # It has ended: nothing is left to tell the next call.
+        assert (await protocol.call_tool(None, "m.t", {"say": "x"}, asking(url, False)))["on"] == 2
+    assert None in ended
