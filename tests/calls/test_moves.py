@@ -795,7 +795,17 @@ async def test_what_ends_a_new_leg_amid_its_first_steps_is_a_failed_attempt(
 
 
 @pytest.mark.parametrize("when", ["in one turn", "meanwhile"])
-async def test_the_close_of_the_old_connection_starts_no_second_move(multiplex: bool, when: str) -> None:
+async def test_the_close_of_the_old_connection_starts_no_second_move(
+    multiplex: bool, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Any] = []
+    start_resuming = exchange.Exchange._start_resuming
+
+    def note_and_start(stream: exchange.Exchange, *arguments: Any) -> None:
+        begun.append(arguments)
+        start_resuming(stream, *arguments)
+
+    monkeypatch.setattr(exchange.Exchange, "_start_resuming", note_and_start)
     end = frame(CLOSE, (1001).to_bytes(2, "big"))
     connects = anyio.Event()
     closed = anyio.Event()
@@ -832,6 +842,7 @@ async def test_the_close_of_the_old_connection_starts_no_second_move(multiplex: 
             # The old connection was lost before its time: that is a gap.
             assert [await stream.__anext__() for _ in range(4)] == [0, 1, "gap", 2]
             assert protocol.statistics().resumes == 1
+    assert len(begun) == 1
     assert connections == 2
 
 
@@ -846,6 +857,7 @@ async def test_a_stream_that_is_left_in_the_turn_in_which_its_new_leg_is_ready_h
         legs.append(leg)
         if len(legs) == 2:
             cast(exchange.Exchange, leg._owner).finish()
+            cast(Any, stream)._exchange = None
         return goes_on
 
     async def first(peer: Peer) -> None:
