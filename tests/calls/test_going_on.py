@@ -21,7 +21,6 @@ from utcp_websocket_anyio import (
     WebSocketProtocolError,
     WebSocketTimeoutError,
 )
-from utcp_websocket_anyio._calls import exchange
 from utcp_websocket_anyio._connections.connection import Connection
 
 pytestmark = pytest.mark.anyio
@@ -610,25 +609,6 @@ async def test_a_call_that_comes_while_a_shared_connection_is_being_replaced_wai
                 assert await protocol.call_tool(None, "m.t", {}, asking) == "ask"
                 assert await stream.__anext__() == "resumed"
     assert server.logins == ["login", "resume"]
-
-
-async def test_a_call_does_not_wait_for_a_stream_that_goes_on_with_any_connection(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(exchange, "backoff", lambda failures: 3600)
-    server = Resumable()
-    async with entered() as protocol, peer(server) as url:
-        fields = {**LOGS_IN_TO_RESUME, "resume": {}}
-        streaming = call_template(url, True, message={"op": "read"}, **fields)
-        asking = call_template(url, True, **{**fields, "message": {"op": "ask"}, "message_filter": {"n": "ask"}})
-        async with aclosing(protocol.call_tool_streaming(None, "m.t", {}, streaming)) as stream:
-            assert await stream.__anext__() == "read"
-            await server.peers[0].reset()
-            while protocol.statistics().active:
-                await anyio.sleep(0.001)
-            with anyio.fail_after(20):
-                assert await protocol.call_tool(None, "m.t", {}, asking) == "ask"
-    assert server.logins == ["login", "login"]
 
 
 @pytest.mark.parametrize("how", ["left", "refused"])

@@ -701,7 +701,7 @@ class Exchange(BaseExchange):
     def _start_resuming(self, resume: Resume, leg: Leg, error: WebSocketClosedError | None) -> None:
         # Here and not in the task: it may be asked for twice before a task has run.
         self._resuming = anyio.CancelScope()
-        self._pool.begin_resuming(self, self._endpoint, opens_its_own=resume.opens_its_own)
+        self._pool.begin_resuming(self, self._endpoint)
         leg.connection.start_task(self._run_resuming, self._resuming, resume, leg, error)
 
     def _stop_resuming(self, scope: anyio.CancelScope) -> None:

@@ -18,9 +18,9 @@ Two calls whose farewells (`on_end`) are the same do not share a connection: the
 A *session* has one connection at a time, which is never replaced in silence: after its loss, all calls that waited for
 it fail, and say so, or else the next one does.
 
-A connection that is lost, or has to be left, is *replaced* by the first of its streams that comes to it, and the others
-take that one. Where the streams open it in a way of their own (`resume` has steps for that), no other will do for them:
-new calls of a shared endpoint wait for it, and it is told by its *lineage*, which it shares with the one that it
+A connection that is lost, or has to be left, is *replaced* by the first of its streams that comes to it; the others
+take that one, and new calls of a shared endpoint wait for it. Where the streams open it in a way of their own (`resume`
+has steps for that), no other will do for them: it is told by its *lineage*, which it shares with the one that it
 replaces.
 
 An idle connection is closed when it has been idle for its `keep_alive_timeout`, and the one idle longest when there are
@@ -179,7 +179,7 @@ class _EndpointConnections:
         self.excess = 0  # connections beyond those allowed: each has a replacement already
         self.opening: set[anyio.CancelScope] = set()
         self.waiters: deque[_Waiter] = deque()
-        self.resuming: dict[Resuming, bool] = {}  # streams between two connections; True: no other's will do for them
+        self.resuming: set[Resuming] = set()
 
     @property
     def is_unused(self) -> bool:
@@ -232,7 +232,7 @@ class _EndpointConnections:
             # Its slot went to the one that has replaced it.
             self.excess -= 1
             return False
-        if self.is_shared and any(self.resuming.values()):
+        if self.is_shared and self.resuming:
             # It is for a stream that goes on, before all calls.
             waiter = next((one for one in self.waiters if one.replaces is not None), None)
             if waiter is None:
@@ -243,8 +243,8 @@ class _EndpointConnections:
 
     @property
     def is_being_replaced(self) -> bool:
-        """True if there is no shared connection, because its streams are about to open another one in their own way."""
-        return any(self.resuming.values()) and not any(connection.is_available for connection in self.connections)
+        """True if there is no shared connection, because its streams are about to open another one."""
+        return bool(self.resuming) and not any(connection.is_available for connection in self.connections)
 
     def pass_on(self, outcome: Connection | Literal[_Grant.SLOT]) -> bool:
         """Give the first waiter a connection or the slot of one; False if there is no waiter."""
@@ -721,23 +721,17 @@ class Pool:
 
     # Streams that go on
 
-    def begin_resuming(self, stream: Resuming, endpoint: Endpoint, *, opens_its_own: bool) -> None:
-        """A stream has lost its connection, or has to leave it.
-
-        Args:
-            stream: The stream, until `end_resuming`.
-            endpoint: Destination of its connections.
-            opens_its_own: True if it will not go on with a connection that was opened for a call; new calls wait then.
-        """
+    def begin_resuming(self, stream: Resuming, endpoint: Endpoint) -> None:
+        """A stream has lost its connection, or has to leave it."""
         self._resuming[stream] = there = self._of_endpoint(endpoint)
-        there.resuming[stream] = opens_its_own
+        there.resuming.add(stream)
 
     def end_resuming(self, stream: Resuming) -> None:
         """A stream has another connection, or has ended. Does nothing if it is not resuming."""
         there = self._resuming.pop(stream, None)
         if there is None:
             return
-        del there.resuming[stream]
+        there.resuming.discard(stream)
         if not there.resuming:
             for connection in there.connections:
                 connection.forget_replayed()

@@ -172,11 +172,6 @@ class Resume:
     gap_item: Template | None = None
     drops_captures: bool = False
 
-    @property
-    def opens_its_own(self) -> bool:
-        """True if it has steps for opening a connection."""
-        return self.prepare is not None or self.on_connect is not None
-
     def is_final(self, code: int) -> bool:
         """True if nothing is resumed after a close with this code."""
         return any(first <= code <= last for first, last in self.not_after)

@@ -451,7 +451,7 @@ class Plan:
             ),
             before=self.before if resume.before is None else resume.before,
             request=self.request if resume.request is None else resume.request,
-            opens_its_own=resume.opens_its_own,
+            opens_its_own=resume.prepare is not None or resume.on_connect is not None,
         )
 
     @property
