@@ -209,7 +209,8 @@ def package(session: nox.Session) -> None:
 
 def run_tests(session: nox.Session, *options: str) -> None:
     """All tests, in several processes: much of the time they wait for a clock or a socket."""
-    session.run("pytest", "-n", "4", *options, *session.posargs)
+    # They take from each other what is left: the slowest files are last, and one of four would have to do them alone.
+    session.run("pytest", "-n", "4", "--dist", "worksteal", *options, *session.posargs)
 
 
 @nox.session(default=False)
