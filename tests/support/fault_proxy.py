@@ -240,8 +240,8 @@ class FaultProxy:
 
     @staticmethod
     def _reset(sink: anyio.abc.SocketStream) -> None:
-        # It may be closed already; then uvloop has no socket.
-        with suppress(OSError, AttributeError):
+        # It may be closed already; then uvloop has no socket, or one without a descriptor.
+        with suppress(OSError, AttributeError, ValueError):
             reset(sink)
 
     @staticmethod
