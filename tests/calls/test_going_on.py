@@ -785,3 +785,42 @@ async def test_what_comes_again_with_a_login_reaches_every_stream_that_resumes_o
         assert [connection._replayed for connection in connections_of(protocol)] == [None]
     assert sorted(got) == [[1, 2], [1, 3], [2, 3]]
     assert server.logins == ["login", "resume"]
+
+
+# What a stream's own steps see
+
+
+async def test_the_steps_that_open_a_connection_for_a_stream_see_what_the_stream_has_captured(multiplex: bool) -> None:
+    keys: list[str] = []
+    logins: list[Any] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        keys.append(peer.request.split(" ")[1].partition("key=")[2])
+        logins.append(await peer.receive_json())
+        await peer.receive_json()
+        await peer.send({"n": len(keys)})
+        if len(keys) == 1:
+            await peer.reset()
+        await peer.until_closed()
+
+    fields: dict[str, Any] = {
+        "prepare": [{"compute": {"key": "first"}}],
+        "on_connect": [{"send": {"login": "first"}}],
+        "message": {},
+        "on_response": {"capture": {"last": {"path": "n"}}},
+        "result": {"path": "n"},
+        "resume": {
+            "prepare": [{"compute": {"key": "after-{{captured.last}}"}}],
+            "on_connect": [{"send": {"after": "{{captured.last}}"}}],
+        },
+    }
+    async with entered() as protocol, peer(script) as url:
+        made = call_template(url + "?key={{captured.key}}", multiplex, **fields)
+        stream = protocol.call_tool_streaming(None, "m.t", {}, made)
+        async with aclosing(stream):
+            assert [await stream.__anext__() for _ in range(2)] == [1, 2]
+            connections = list(connections_of(protocol))
+            assert [dict(connection.captured) for connection in connections] == [{"key": "after-1"}], "it is the call's"
+    assert keys == ["first", "after-1"]
+    assert logins == [{"login": "first"}, {"after": 1}]

@@ -792,6 +792,9 @@ class Exchange(BaseExchange):
     async def _begin_anew(self, resume: Resume, replaced: Connection, carried: Mapping[str, Any]) -> tuple[Leg, bool]:
         """Open a new leg; True with it if its first response is waited for from now on."""
         plan = self._plan.resumed(resume, {*carried, *self._captured})
+        if plan.opens_its_own and isinstance(carried, Captures):
+            # Its steps may need what the call has captured, such as the last message that it was given.
+            carried.lent = self._captured
         connection = await self._pool.acquire(
             self._endpoint,
             plan,

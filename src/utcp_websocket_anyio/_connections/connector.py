@@ -255,6 +255,7 @@ class _Attempt:
         if isinstance(connection.error, MoveAskedError):
             # With the last message of the login.
             raise copy.copy(connection.error)
+        self._captured.take_back()
         return connection
 
 

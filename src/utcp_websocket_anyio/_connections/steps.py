@@ -115,11 +115,24 @@ class Captures(dict[str, Any]):
 
     Attributes:
         sources: Their URLs, without path and query; the last ones.
+        lent: Values of a stream, for the steps by which it opens a connection of its own.
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(values)
         self.sources: list[str] = list(values.sources) if isinstance(values, Captures) else []
+        self.lent: Mapping[str, Any] = values.lent if isinstance(values, Captures) else {}
+        self._hidden: dict[str, Any] = {name: self[name] for name in self.lent if name in self}
+        self.update(self.lent)
+
+    def take_back(self) -> None:
+        """Forget what was lent, unless it was captured anew: the next user of the connection has none of it."""
+        for name, value in self.lent.items():
+            if self.get(name) is value:
+                del self[name]
+                if name in self._hidden:
+                    self[name] = self._hidden[name]
+        self.lent, self._hidden = {}, {}
 
     def may_come_from(self, url: str) -> None:
         """Note a server that was talked to."""
