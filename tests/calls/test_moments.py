@@ -6,7 +6,7 @@ import base64
 import gc
 import gzip
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -527,10 +527,15 @@ async def test_leaving_a_call_stops_its_source(multiplex: bool) -> None:
         await stopped.wait()
 
 
-async def test_a_source_that_fails_fails_its_call(multiplex: bool) -> None:
-    async def broken() -> AsyncIterator[str]:
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "asynchronous"])
+async def test_a_source_that_fails_fails_its_call_and_is_named(multiplex: bool, plain: bool) -> None:
+    def broken() -> Iterator[str]:
         yield "one"
-        raise ZeroDivisionError
+        raise ZeroDivisionError("s3cret")
+
+    async def broken_too() -> AsyncIterator[str]:
+        yield "one"
+        raise ZeroDivisionError("s3cret")
 
     async def script(peer: Peer) -> None:
         await peer.handshake()
@@ -542,8 +547,12 @@ async def test_a_source_that_fails_fails_its_call(multiplex: bool) -> None:
         "message_filter": {"n": {"$any": True}},
     }
     async with entered() as protocol, peer(script) as url:
-        with pytest.raises(Exception, match="ZeroDivisionError"):
-            await protocol.call_tool(None, "m.t", {"of": broken()}, call_template(url, multiplex, **fields))
+        expected = r"request\[0\].send_each.of: its source failed: ZeroDivisionError \("
+        with pytest.raises(WebSocketToolError, match=expected) as caught:
+            source = broken() if plain else broken_too()
+            await protocol.call_tool(None, "m.t", {"of": source}, call_template(url, multiplex, **fields))
+        assert "s3cret" not in repr(caught.value)
+        assert caught.value.__context__ is None
 
 
 async def test_no_deadlock_when_the_server_stops_reading_until_it_is_read(multiplex: bool) -> None:

@@ -333,7 +333,7 @@ class Leg:
             error = failure
         except (ValueError, ResponseError) as failure:
             error = WebSocketToolError(str(failure), response=None, endpoint=self._request.endpoint.display_url)
-        except Exception as failure:  # noqa: BLE001 - the bulkhead; a source of items is the user's own code
+        except Exception as failure:  # noqa: BLE001 - the bulkhead
             log_internal_error(_log, failure, "sending a request")
             error = internal_error(failure, endpoint=self._request.endpoint.display_url)
         if self._state is _RUNNING:
@@ -569,12 +569,21 @@ async def _items(source: Any, each: SendEach, context: RenderContext) -> AsyncGe
         size = each.chunk_size(context) or max(len(data), 1)
         for start in range(0, len(data), size):
             yield data[start : start + size]
-    elif isinstance(source, AsyncIterable):
-        async for item in source:
-            yield item
-    elif isinstance(source, Iterable) and not isinstance(source, Mapping):
-        for item in source:
-            yield item
+    elif isinstance(source, (AsyncIterable, Iterable)) and not isinstance(source, Mapping):
+        try:
+            if isinstance(source, AsyncIterable):
+                async for item in source:
+                    yield item
+            else:
+                for item in source:
+                    yield item
+        except Exception as error:  # noqa: BLE001 - the bulkhead; a source of items is the user's own code
+            log_internal_error(_log, error, f"iterating the source of {each.of.where}")
+            failure = type(error).__qualname__
+        else:
+            return
+        # Not in the handler: the text of what it raised may hold secrets.
+        raise ValueError(f"{each.of.where}: its source failed: {failure}")
     else:
         raise ValueError(f"{each.of.where}: must be a list, text, bytes or an iterable, not {type(source).__name__}")
 
