@@ -824,3 +824,83 @@ async def test_the_steps_that_open_a_connection_for_a_stream_see_what_the_stream
             assert [dict(connection.captured) for connection in connections] == [{"key": "after-1"}], "it is the call's"
     assert keys == ["first", "after-1"]
     assert logins == [{"login": "first"}, {"after": 1}]
+
+
+@pytest.mark.parametrize("losses", [1, 3])
+async def test_a_connection_lost_during_its_login_is_an_attempt_that_failed(multiplex: bool, losses: int) -> None:
+    connections = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal connections
+        connections += 1
+        await peer.handshake()
+        assert await peer.receive_json() == {"op": "login"}
+        if connections <= losses:
+            await peer.reset()
+            return
+        await peer.send({"ok": True})
+        await peer.receive()
+        await peer.send({"n": 1})
+        await peer.until_closed()
+
+    fields: dict[str, Any] = {
+        "on_connect": [{"send": {"op": "login"}, "expect": {"ok": True}}],
+        "message": {"op": "ask"},
+        "result": {"path": "n"},
+        "reconnect_attempts": 2,
+    }
+    async with entered() as protocol, peer(script) as url:
+        made = call_template(url, multiplex, **fields)
+        if losses == 1:
+            assert await protocol.call_tool(None, "m.t", {}, made) == 1
+        else:
+            with pytest.raises(WebSocketConnectionError, match="lost during the login"):
+                await protocol.call_tool(None, "m.t", {}, made)
+    assert connections == min(losses + 1, 3)
+
+
+async def test_a_login_that_the_server_closes_is_not_repeated(multiplex: bool) -> None:
+    connections = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal connections
+        connections += 1
+        await peer.handshake()
+        await peer.receive_json()
+        await peer.close(1011, "no")
+
+    fields: dict[str, Any] = {"on_connect": [{"send": {"op": "login"}, "expect": {"ok": True}}], "message": {}}
+    async with entered() as protocol, peer(script) as url:
+        with pytest.raises(WebSocketClosedError) as caught:
+            await protocol.call_tool(None, "m.t", {}, call_template(url, multiplex, **fields))
+    assert caught.value.code == 1011
+    assert connections == 1
+
+
+async def test_a_stream_that_loses_its_connection_while_it_subscribes_goes_on(multiplex: bool) -> None:
+    connections = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal connections
+        connections += 1
+        await peer.handshake()
+        assert await peer.receive_json() == {"op": "subscribe"}
+        if connections == 1:
+            await peer.reset()
+            return
+        await peer.send({"ok": True})
+        await peer.send({"n": 1})
+        await peer.until_closed()
+
+    fields: dict[str, Any] = {
+        "before": [{"send": {"op": "subscribe"}, "expect": {"ok": True}}],
+        "listen_only": True,
+        "resume": {},
+        "result": {"path": "n"},
+    }
+    async with entered() as protocol, peer(script) as url:
+        stream = protocol.call_tool_streaming(None, "m.t", {}, call_template(url, multiplex, **fields))
+        async with aclosing(stream):
+            with anyio.fail_after(20):
+                assert await stream.__anext__() == 1
+    assert connections == 2

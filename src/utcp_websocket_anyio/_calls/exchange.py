@@ -592,6 +592,8 @@ class Exchange(BaseExchange):
             self._ended_by_server = True
             self.state = ENDED
         elif (resume := self._resume_for(error)) is not None:
+            # From its first `before` on: nothing has come yet, and all is done anew.
+            self.state = RUNNING
             self._lose(leg)
             self._start_resuming(resume, leg, error)
         else:
@@ -653,7 +655,7 @@ class Exchange(BaseExchange):
 
     def _resume_for(self, error: WebSocketClosedError) -> Resume | None:
         resume = self._plan.resume
-        if resume is None or not self._is_open_stream or self.state is not RUNNING:
+        if resume is None or not self._is_open_stream:
             return None
         return None if resume.is_final(error.code) else resume
 

@@ -21,6 +21,7 @@ from .._net.transport import Network
 from .._wire import Target, open_wire
 from ..errors import (
     WebSocketAuthError,
+    WebSocketClosedError,
     WebSocketConnectionError,
     WebSocketError,
     WebSocketTimeoutError,
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 __all__ = ["Connector", "backoff"]
 
 _log = logging.getLogger(__name__)
+
+_LOST = 1006
+"""The code of a close without a close frame (RFC 6455, section 7.1.5)."""
 
 _FIRST_BACKOFF = 0.1
 _MAX_BACKOFF = 3.0
@@ -110,6 +114,12 @@ class Connector:
                         raise
                     way, carried = asked.applied_to(plan)
                     failure = WebSocketConnectionError(asked.args[0], endpoint=endpoint.display_url, transient=True)
+                except WebSocketClosedError as error:
+                    if error.code != _LOST:
+                        # The server has said why, and would say it again.
+                        raise
+                    reason = "the connection was lost during the login"
+                    failure = WebSocketConnectionError(reason, endpoint=endpoint.display_url, transient=True)
                 if not failure.transient or retries == plan.reconnect_attempts:
                     break
                 retries += 1
