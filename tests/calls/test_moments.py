@@ -527,6 +527,56 @@ async def test_leaving_a_call_stops_its_source(multiplex: bool) -> None:
         await stopped.wait()
 
 
+@pytest.mark.parametrize("how", ["refused", "lost", "cancelled", "answered"])
+@pytest.mark.parametrize("streams", [False, True], ids=["call", "stream"])
+async def test_a_source_that_was_never_read_is_closed(how: str, streams: bool) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.read_request()
+        if how == "refused":
+            await peer.send_raw(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+            return
+        await peer.handshake()
+        await peer.receive()
+        if how == "lost":
+            await peer.reset()
+            return
+        waiting.set()
+        if how == "answered":
+            await peer.send({"n": 1})
+        await peer.until_gone()
+
+    async def call() -> None:
+        made = call_template(url, False, **fields)
+        if streams:
+            async with aclosing(protocol.call_tool_streaming(None, "m.t", {"of": source}, made)) as stream:
+                await stream.__anext__()
+        else:
+            await protocol.call_tool(None, "m.t", {"of": source}, made)
+
+    fields: dict[str, Any] = {
+        "request": [
+            {"send": {"op": "begin"}, "expect": {"op": "begun"}},
+            {"send_each": {"of": "{{args.of}}", "message": "{{item}}"}},
+        ],
+        "message_filter": {"n": {"$any": True}},
+    }
+    waiting = anyio.Event()
+    feed, source = anyio.create_memory_object_stream[str]()
+    async with feed, entered() as protocol, peer(script) as url:
+        if how == "cancelled":
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                await waiting.wait()
+                tasks.cancel_scope.cancel()
+        elif how == "answered":
+            await call()
+        else:
+            with pytest.raises(WebSocketError):
+                await call()
+        with pytest.raises(anyio.BrokenResourceError), anyio.fail_after(20):
+            await feed.send("x")
+
+
 @pytest.mark.parametrize("plain", [True, False], ids=["plain", "asynchronous"])
 async def test_a_source_that_fails_fails_its_call_and_is_named(multiplex: bool, plain: bool) -> None:
     def broken() -> Iterator[str]:

@@ -62,7 +62,7 @@ from ..errors import (
     WebSocketToolError,
 )
 from .base import COMPLETE, ENDED, EXPIRED, OPENING, RUNNING, BaseExchange
-from .leg import Leg
+from .leg import Leg, close_source
 from .responses import RESPONSE, Meaning
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ class Exchange(BaseExchange):
     _asked: ResumeChange | None = None
     _changed: anyio.Event | None = None
     _has_first = False
+    _sources_begun: tuple[Step, ...] = ()
     _has_no_deadline = False
 
     def __init__(self, request: Request, pool: Pool, *, streaming: bool = False) -> None:
@@ -187,6 +188,8 @@ class Exchange(BaseExchange):
                 self._acknowledge(queued)
         finally:
             self.finish()
+            if plan.sends_each:
+                await self.close_sources()  # noqa: ASYNC102 - shielded and bounded in there
         return result
 
     @property
@@ -270,6 +273,21 @@ class Exchange(BaseExchange):
             self._stop_resuming(self._resuming)
         self._let_go()
 
+    async def close_sources(self) -> None:
+        """Close the sources of `send_each` that were never read: who feeds them would wait for good."""
+        for step in self._plan.request:
+            if step.send_each is None or any(step is begun for begun in self._sources_begun):
+                continue
+            try:
+                source = step.send_each.of.render(self._request.context)
+            except ValueError:
+                # It would have been made of something that was not captured.
+                continue
+            try:
+                await close_source(source)
+            except Exception as error:  # noqa: BLE001 - the bulkhead: it is the user's own code
+                log_internal_error(_log, error, "closing a source")
+
     def finish_later(self) -> None:
         """As `finish`, from any thread and also while no event loop runs: for a finalizer."""
         self._pool.call_later(self.finish)
@@ -277,11 +295,15 @@ class Exchange(BaseExchange):
     def _mind_the_clock(self, *, goes_on: bool) -> None:
         """From when on the deadline counts, and whether there is one."""
         request = self._plan.request
-        if goes_on and any(step.send_each is not None for step in request):
+        if goes_on and self._plan.sends_each:
             # It counts from the last message of the request.
             self._forget_deadline()
         elif not request and self._has_no_deadline:
             self._forget_deadline()
+
+    def source_begun(self, step: Step) -> None:
+        """The source of a step with `send_each` is read from now on, and closed at its end."""
+        self._sources_begun = (*self._sources_begun, step)
 
     def request_sent(self, leg: Leg) -> None:
         """A request of several steps is out."""
@@ -818,7 +840,7 @@ class Exchange(BaseExchange):
                     await leg.run_before(plan.before)
                 goes_on = await leg.send_request(plan.request)
                 if self._next_failure is None:
-                    sends_each = goes_on and any(step.send_each is not None for step in plan.request)
+                    sends_each = goes_on and plan.sends_each
                     return leg, bool(plan.request) and not sends_each
             if scope.cancelled_caught:
                 raise self._timed_out(timeout)

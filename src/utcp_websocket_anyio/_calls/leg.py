@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .._templates.values import RenderContext
     from .request import Request
 
-__all__ = ["Leg", "LegOwner", "encode_request"]
+__all__ = ["Leg", "LegOwner", "close_source", "encode_request"]
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +68,9 @@ class LegOwner(Protocol):
     @property
     def takes_messages(self) -> bool:
         """True if the next message is one that it takes or skips."""
+
+    def source_begun(self, step: Step) -> None:
+        """The source of a step with `send_each` is read from now on, and closed at its end."""
 
     def request_sent(self, leg: Leg) -> None:
         """The last message of the request is out."""
@@ -377,6 +380,7 @@ class Leg:
         source: Any = each.of.render(context)
         every = render_number(each.every, context) if isinstance(each.every, Template) else each.every
         due = anyio.current_time()
+        self._owner.source_begun(step)
         items = _items(source, each, context)
         try:
             async for item in items:
@@ -589,9 +593,14 @@ async def _items(source: Any, each: SendEach, context: RenderContext) -> AsyncGe
 
 
 async def _close(items: AsyncGenerator[Any, None], source: Any) -> None:
-    """End a source of items: a generator, a memory channel, or whatever else can be closed."""
     with anyio.move_on_after(CLOSING_TIME, shield=True):
         await items.aclose()
+        await close_source(source)
+
+
+async def close_source(source: Any) -> None:
+    """End a source of items: a generator, a memory channel, or whatever else can be closed. For at most 2 s."""
+    with anyio.move_on_after(CLOSING_TIME, shield=True):
         aclose, close = getattr(source, "aclose", None), getattr(source, "close", None)
         if aclose is not None:
             await aclose()

@@ -129,6 +129,7 @@ class ResponseStream(AsyncGeneratorBase):
             return
         if self._is_here():
             exchange.finish()
+            await exchange.close_sources()
         else:
             exchange.finish_later()
 

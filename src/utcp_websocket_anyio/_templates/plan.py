@@ -174,6 +174,7 @@ class Plan:
         captures: True if steps of the call may capture something.
         farewell: The messages of `on_end` on a shared connection, unless one of them holds a value of the call's own.
         parting: The message of `on_end` on a shared connection, if that is all of it and no other call's is the same.
+        sends_each: True if the request has a step with `send_each`.
         is_filtered: True if a message may mean anything else than a response.
         may_have_envelopes: True if a UTCP envelope is read as one.
         joins_text: True if responses are joined as they came, and decoded as a whole.
@@ -234,6 +235,7 @@ class Plan:
     captures: bool = field(init=False)
     farewell: tuple[MessageTemplate, ...] = field(init=False)
     parting: MessageTemplate | None = field(init=False)
+    sends_each: bool = field(init=False)
     is_filtered: bool = field(init=False)
     may_have_envelopes: bool = field(init=False)
     joins_text: bool = field(init=False)
@@ -257,6 +259,7 @@ class Plan:
         is_parting = is_alone and is_numbered and not farewell[0].capture_names and self.settings.multiplex
         object.__setattr__(self, "parting", farewell[0] if is_parting else None)
         object.__setattr__(self, "sole_message", request[0].send if len(request) == 1 else None)
+        object.__setattr__(self, "sends_each", any(step.send_each is not None for step in request))
         filters = self.error_filter or self.last_filter or self.end_filter or self.message_filter
         has_plain_results = self.result is None and self.response_format != "raw"
         special = filters or self.result or self.on_response or self.spread or self.settings.incoming
