@@ -614,7 +614,7 @@ class Exchange(BaseExchange):
             self._ended_by_server = True
             self.state = ENDED
         elif (resume := self._resume_for(error)) is not None:
-            # From its first `before` on: nothing has come yet, and all is done anew.
+            # It may have been in its first `before`: only its opening is over, whatever becomes of the next one.
             self.state = RUNNING
             self._lose(leg)
             self._start_resuming(resume, leg, error)

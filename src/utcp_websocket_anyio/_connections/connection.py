@@ -225,7 +225,7 @@ class Connection(ABC):
     _replayed: list[Message] | None = None
     _replayed_bytes = 0
     _keeps_messages = False
-    """True if not every message goes just where it is routed to."""
+    """True if messages may have to be kept, for streams on their way here or for a session's next call."""
 
     def __init__(
         self,

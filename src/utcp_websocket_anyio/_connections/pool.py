@@ -192,10 +192,10 @@ class _EndpointConnections:
         if self.is_shared:
             if farewell is not None and any(waiter.farewell == farewell for waiter in self.waiters):
                 return None
-            return next(
-                (one for one in self.connections
-                 if one.can_be_shared(farewell) and (replaces is None or replaces.suits(one))), None
-            )  # fmt: skip
+            for one in self.connections:
+                if one.can_be_shared(farewell) and (replaces is None or replaces.suits(one)):
+                    return one
+            return None
         if self.waiters or not self.idle or (replaces is not None and replaces.opens_its_own):
             return None
         position = len(self.idle) - 1

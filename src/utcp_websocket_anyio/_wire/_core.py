@@ -480,7 +480,7 @@ class ProtocolCore:
     @property
     def is_amid_message(self) -> bool:
         """True if something of a message was received that is not taken yet."""
-        return bool(self.messages or self._header or self._missing or self._kind or self.has_leftover)
+        return bool(self.messages or self.has_partial_message or self.has_leftover)
 
     # The handshake
 
