@@ -8,7 +8,7 @@ from contextlib import aclosing
 import anyio
 import pytest
 from support.backends import virtual_time
-from support.peers import CLOSE, PING, PONG, Peer, peer, peer_in_memory
+from support.peers import BINARY, CLOSE, PING, PONG, TEXT, Peer, frame, peer, peer_in_memory
 from support.protocol import entered, template, until_idle
 
 from utcp_websocket_anyio import (
@@ -75,6 +75,29 @@ async def test_a_stream_of_envelopes_gives_results_until_its_end_and_the_connect
             stream = protocol.call_tool_streaming(None, "manual.t", {}, template(url, message={"id": "{{uuid}}"}))
             assert [item async for item in stream] == [1, None, {"a": [2]}, "without an id"]
             await until_idle(protocol, 1)
+
+
+@pytest.mark.parametrize("binary", [None, 800], ids=["text", "one-is-binary"])
+async def test_an_envelope_is_found_among_many_short_messages_of_one_read(binary: int | None) -> None:
+    sent: list[str | bytes] = [f'{{"price":{n}}}' for n in range(1000)]
+    expected: list[object] = list(sent)
+    sent[700], expected[700] = '{"type":"tool_response","result":"seven hundred"}', "seven hundred"
+    if binary is not None:
+        sent[binary] = expected[binary] = b"\x00"
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await peer.receive()
+        await peer.send("first")
+        # The second is there for whoever has taken the first, and everything else behind it.
+        data = [message.encode() if isinstance(message, str) else message for message in sent]
+        kinds = [TEXT if isinstance(message, str) else BINARY for message in sent]
+        await peer.send_raw(b"".join(frame(kind, payload) for kind, payload in zip(kinds, data, strict=True)))
+        await peer.close()
+
+    async with entered() as protocol, peer(script) as url:
+        stream = protocol.call_tool_streaming(None, "manual.t", {}, template(url, message="go"))
+        assert [item async for item in stream] == ["first", *expected]
 
 
 async def test_what_sends_nothing_and_keeps_no_connection_opens_one_unless_it_ends_a_session() -> None:

@@ -58,7 +58,16 @@ class ResponseClassifier:
 
     def takes_all(self, messages: Collection[str | bytes]) -> bool:
         """True if each of the messages is a response just as it is; False also if that takes a closer look."""
-        return self._plan.takes_messages_as_they_are and not any(map(may_be_envelope, messages))
+        if not self._plan.takes_messages_as_they_are:
+            return False
+        if len(messages) >= _MANY:
+            # So many came in one read that they are short: searching them at once takes a tenth of the time.
+            try:
+                if not _names_envelope("".join(messages)):  # type: ignore[arg-type]
+                    return True
+            except TypeError:
+                pass  # some are binary
+        return not any(map(may_be_envelope, messages))
 
     def classify(self, message: Message) -> Meaning:
         """The meaning of a message, by the order of the filters.
@@ -149,7 +158,9 @@ _ENVELOPE_MEANINGS = {
 }
 
 
+_MANY: Final = 500
 _LONG: Final = 8 * 1024
+_END: Final = 1024
 _FIRST_KEY: Final = re.compile(r'\s*\{\s*"(?:(type)"\s*:\s*"([^"]*)"|request_id"|result"|error")')
 
 
@@ -157,7 +168,7 @@ def may_be_envelope(data: str | bytes) -> bool:
     """False if a message is certainly no envelope. Nearly all are told apart without reading their JSON.
 
     To search all of a long one takes longer than to receive it. So one of more than 8 KiB is an envelope only if its
-    first key is one of an envelope's, or its `type` lies in its first or last 4 KiB.
+    first key is one of an envelope's, or its `type` lies in its first or last KiB.
     """
     if isinstance(data, bytes):
         if data[:1] not in b"{ \t\n\r":
@@ -168,7 +179,11 @@ def may_be_envelope(data: str | bytes) -> bool:
     if len(data) > _LONG:
         first = _FIRST_KEY.match(data)
         if first is None:
-            data = data[: _LONG // 2] + data[-_LONG // 2 :]
+            data = data[:_END] + data[-_END:]
         elif first[1]:
             return first[2] in _ENVELOPES
-    return '"type"' in data and ("tool_" in data or "stream_end" in data)
+    return _names_envelope(data)
+
+
+def _names_envelope(text: str) -> bool:
+    return '"type"' in text and ("tool_" in text or "stream_end" in text)

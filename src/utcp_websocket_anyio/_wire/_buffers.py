@@ -111,7 +111,7 @@ class Assembly:
         self._buffer: memoryview | None = None
         self.size = 0
 
-    def append(self, data: memoryview, missing: int) -> None:
+    def append(self, data: memoryview | bytes, missing: int) -> None:
         """Add bytes, of which `missing` more are announced."""
         end = self.size + len(data)
         buffer = self._buffer
