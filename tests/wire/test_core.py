@@ -22,6 +22,7 @@ WHOLE: list[tuple[bytes, str | bytes]] = [
     (frame(TEXT, "é".encode() * 100), "é" * 100),
     (frame(BINARY, bytes(LIMIT)), bytes(LIMIT)),
     (bytes((0x81, 127)) + (3).to_bytes(8, "big") + b"abc", "abc"),
+    (bytes((0x81, 126, 0, 124)) + b"d" * 124, "d" * 124),
     (frame(TEXT, b"b", fin=False) + frame(PING, b"p") + frame(CONTINUATION, b"c"), "bc"),
     (bytes((0x89, 126, 0, 1)) + b"q" + frame(PONG, b"r") + frame(BINARY, b"d"), b"d"),
 ]
@@ -83,6 +84,20 @@ def test_pieces_of_any_size_make_the_messages_that_were_sent(size: int) -> None:
     assert core._assembly.size == 0
 
 
+SHORT = [str(number) for number in range(1000)]
+MANY = b"".join(frame(TEXT, text.encode()) for text in SHORT)
+
+
+@pytest.mark.parametrize("size", [2, 3, 1100, 1101, 1102, 1103, 10_000])
+def test_what_follows_many_short_messages_in_the_same_read_is_taken_as_elsewhere(size: int) -> None:
+    data = MANY + b"".join(sent for sent, _ in WHOLE) + MANY
+    core = opened()
+    feed(core, *(data[start : start + size] for start in range(0, len(data), size)))
+    assert list(core.messages) == [*SHORT, *(message for _, message in WHOLE), *SHORT]
+    assert core.delivered == sum(len(m.encode() if isinstance(m, str) else m) for m in core.messages)
+    assert not core.has_partial_message
+
+
 VIOLATIONS = {
     "masked": (b"\x81\x81abcde", 1002),
     "masked and long": (b"\x81\xff" + bytes(20), 1002),
@@ -104,6 +119,10 @@ VIOLATIONS = {
 @pytest.mark.parametrize("what", VIOLATIONS)
 def test_wherever_the_bytes_are_split_a_violation_is_found_and_nothing_is_taken_after_it(what: str) -> None:
     broken, code = VIOLATIONS[what]
+    many = opened()
+    feed(many, MANY + broken + frame(TEXT, b"after"))
+    assert list(many.messages) == SHORT
+    assert isinstance(many.closed, WebSocketProtocolError)
     data = frame(TEXT, b"before") + broken
     for split in range(len(data) + 1):
         core = opened()

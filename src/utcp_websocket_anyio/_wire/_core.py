@@ -254,7 +254,12 @@ class ProtocolCore:
     def _take_frames(self, data: memoryview | bytes) -> None:
         """Take all frames, as far as the budget goes; keep the start of the last one."""
         position, end = 0, len(data)
-        if 1 < end == data[1] + 2 <= self._longest_short_frame and data[0] == _WHOLE_TEXT and not self._kind and self._budget > 0:
+        if (
+            1 < end == data[1] + 2 <= self._longest_short_frame
+            and data[0] == _WHOLE_TEXT
+            and not self._kind
+            and self._budget > 0
+        ):
             # Mostly there is one short message and nothing else; the loop would ask it everything.
             try:
                 self.messages.append(str(data[2:], "utf-8"))
@@ -279,7 +284,7 @@ class ProtocolCore:
                 self.has_leftover = True
                 return
             taken = self._take_frame(data, position)
-            if not taken:
+            if not taken or self.closed is not None:
                 break
             position = taken
         if position < end and not self._missing and self.closed is None:
