@@ -55,10 +55,6 @@ class BaseExchange:
         note: Record of what it waits for.
     """
 
-    deadline = math.inf
-    state = OPENING
-    _failure: WebSocketError | None = None
-    _expected: int | None = 1
     _timeout: float
 
     def __init__(self, request: Request, pool: Pool) -> None:
@@ -67,6 +63,10 @@ class BaseExchange:
         self._endpoint = request.endpoint
         self._pool = pool
         self.note = WaitNote()
+        self.deadline = math.inf
+        self.state = OPENING
+        self._failure: WebSocketError | None = None
+        self._expected: int | None = 1
 
     def expire(self) -> None:
         """The deadline has passed."""

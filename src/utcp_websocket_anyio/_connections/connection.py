@@ -210,22 +210,68 @@ class Connection(ABC):
         between_calls: What arrives between the calls of its session; None: it is no session's.
         ends_session: True if its end is the end of its session, and no loss.
         keep_alive: Seconds after which it is closed when it is idle; None: never.
+        lineage: The same for a connection and those that have replaced it; None: it was not replaced, and replaces
+            none.
         farewells: Messages that the calls on it will send when they leave.
         may_get_stray_response: True if a response to an earlier request may still arrive.
         last_message: Time of the last message, on the clock of the event loop; only known with handlers.
         new_event: Makes an event of the event loop.
     """
 
+    # An idle connection should be small: as a dictionary, so many attributes take 1.6 KB.
+    __slots__ = (
+        "_beats",
+        "_clock",
+        "_closing_code",
+        "_closing_error",
+        "_context",
+        "_ended",
+        "_error",
+        "_handles_messages",
+        "_has_read",
+        "_ids",
+        "_inbox",
+        "_is_being_read",
+        "_is_logging_in",
+        "_is_started",
+        "_keepers",
+        "_keeps_messages",
+        "_opened",
+        "_outbox",
+        "_replayed",
+        "_replayed_bytes",
+        "_skipped",
+        "_skipped_bytes",
+        "_takes_messages_whole",
+        "_tasks",
+        "_user",
+        "between_calls",
+        "calls",
+        "captured",
+        "display_url",
+        "ends_session",
+        "farewells",
+        "is_leaving",
+        "is_parting",
+        "keep_alive",
+        "last_message",
+        "lineage",
+        "may_get_stray_response",
+        "network",
+        "new_event",
+        "on_farewell",
+        "on_leaving",
+        "on_lost",
+        "reads",
+        "retired",
+        "settings",
+        "trace",
+        "was_given_up",
+        "wire",
+    )
+
     is_shared: bool
     """True if several exchanges may use it at once."""
-
-    lineage: object | None = None
-    """The same for a connection and those that have replaced it; None: it was not replaced, and replaces none."""
-
-    _replayed: list[Message] | None = None
-    _replayed_bytes = 0
-    _keeps_messages = False
-    """True if messages may have to be kept, for streams on their way here or for a session's next call."""
 
     def __init__(
         self,
@@ -256,6 +302,7 @@ class Connection(ABC):
         self._is_logging_in = False
         self.farewells: Counter[Hashable] = Counter()
         self.keep_alive: float | None = None
+        self.lineage: object | None = None
         self.on_lost: Callable[[Connection], None] | None = None
         self.on_leaving: Callable[[Connection], None] | None = None
         self.on_farewell: Callable[[Connection], None] | None = None
@@ -268,7 +315,7 @@ class Connection(ABC):
         self._is_started = False
         self._error: WebSocketError | None = None
         self._closing_error: WebSocketError | None = None
-        self._inbox: deque[Message] = deque()
+        self._inbox: deque[Message] | None = None
         self._skipped: list[Message] = []
         self._skipped_bytes = 0
         self._user: User | None = None
@@ -282,8 +329,13 @@ class Connection(ABC):
         self._keepers: list[anyio.CancelScope] = []
         beat = settings.heartbeat
         watches = beat is not None and (beat.expect is not None or beat.silence is not None)
+        self._replayed: list[Message] | None = None
+        self._replayed_bytes = 0
+        # True if messages may have to be kept, for streams on their way here or for a session's next call.
+        self._keeps_messages = False
         self._handles_messages = bool(settings.on_message) or watches
         self._takes_messages_whole = not self._handles_messages and settings.incoming is None
+        self._set_up()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.display_url}, {self.state}, {self.calls} calls>"
@@ -362,6 +414,10 @@ class Connection(ABC):
         return self._context.for_step(self.next_id(), next_step_id=self.next_id, captured=self.captured)
 
     # What the kinds do differently
+
+    @abstractmethod
+    def _set_up(self) -> None:
+        """Set the attributes of this kind."""
 
     @abstractmethod
     def _start_reading(self) -> None:
@@ -608,8 +664,9 @@ class Connection(ABC):
         try:
             await run_steps(steps, moment)
             self._is_logging_in = False
-            self._inbox.extendleft(reversed(self._skipped))
-            self._skipped.clear()
+            if self._skipped:
+                self._inbox = deque([*self._skipped, *(self._inbox or ())])
+                self._skipped.clear()
             return
         except StepFailed as error:
             failure = login_error(error, self.display_url)
@@ -619,6 +676,12 @@ class Connection(ABC):
             reason = f"the endpoint refused the login: {error.args[0]}"
             failure = WebSocketAuthError(reason, endpoint=self.display_url)
         raise failure
+
+    def _keep_for_later(self, message: Message) -> None:
+        """Put a message into the inbox: it is for the conversation that goes on, or for the first user."""
+        if self._inbox is None:
+            self._inbox = deque()
+        self._inbox.append(message)
 
     def _keep_skipped(self, message: Message) -> None:
         self._skipped.append(message)

@@ -49,8 +49,14 @@ _DRAIN_ROUNDS = 100
 class ExclusiveConnection(Connection):
     """A connection that one exchange uses at a time."""
 
+    __slots__ = ("_reader",)
+
     is_shared = False
-    _reader: _BackgroundReader | None = None
+
+    _reader: _BackgroundReader | None
+
+    def _set_up(self) -> None:
+        self._reader = None
 
     @property
     def is_in_use(self) -> bool:
@@ -107,7 +113,7 @@ class ExclusiveConnection(Connection):
         if self._user is not None:
             self._user.accept(message)
         elif not self._is_started or self.is_over:
-            self._inbox.append(message)
+            self._keep_for_later(message)
         else:
             # Nobody asked for it, and more may be on its way.
             self.may_get_stray_response = True

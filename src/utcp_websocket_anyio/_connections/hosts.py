@@ -66,6 +66,9 @@ _CLOSING_TIME = 10.0
 _POLL_INTERVAL = 0.01
 """Seconds between two looks at hosts of other threads, as an event loop gives no notice when it stops."""
 
+_MANY_TASKS = 50
+"""The number of started tasks after which those are forgotten that have begun."""
+
 _CLOSED = "this WebSocketCommunicationProtocol is closed; create another one"
 
 
@@ -143,7 +146,9 @@ class _QuietTaskGroup:
 
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any, name: object = None) -> None:
         coroutine = function(*args)
-        self._unstarted = [known for known in self._unstarted if _is_unstarted(known)]
+        if len(self._unstarted) >= _MANY_TASKS:
+            # Not at every start: a coroutine that was asked for its frame keeps it, which is 200 bytes more.
+            self._unstarted = [known for known in self._unstarted if _is_unstarted(known)]
         self._unstarted.append(coroutine)
         self._task_group.start_soon(lambda: coroutine, name=name or f"{function.__module__}.{function.__qualname__}")
 

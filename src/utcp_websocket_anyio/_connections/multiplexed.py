@@ -39,9 +39,15 @@ _log = logging.getLogger(__name__)
 class MultiplexedConnection(Connection):
     """A connection that many exchanges share."""
 
+    __slots__ = ("_moved", "_router")
+
     is_shared = True
-    _router: Router | None = None
-    _moved: set[SharedChannel] | None = None
+
+    _router: Router | None
+    _moved: set[SharedChannel] | None
+
+    def _set_up(self) -> None:
+        self._router = self._moved = None
 
     @property
     def is_in_use(self) -> bool:
@@ -82,7 +88,7 @@ class MultiplexedConnection(Connection):
 
     def _deliver(self, message: Message) -> None:
         if self._router is None or self.is_over:
-            self._inbox.append(message)
+            self._keep_for_later(message)
         else:
             self._route(message, self._router)
 

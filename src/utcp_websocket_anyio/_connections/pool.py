@@ -177,9 +177,9 @@ class _EndpointConnections:
         self.idle: list[Connection] = []
         self.slots_lent = 0
         self.excess = 0  # connections beyond those allowed: each has a replacement already
-        self.opening: set[anyio.CancelScope] = set()
+        self.opening: list[anyio.CancelScope] = []
         self.waiters: deque[_Waiter] = deque()
-        self.resuming: set[Resuming] = set()
+        self.resuming: list[Resuming] = []
 
     @property
     def is_unused(self) -> bool:
@@ -583,7 +583,7 @@ class Pool:
     ) -> Connection:
         """Use a slot: open a connection, and grant it to the waiters if it is shared."""
         scope = anyio.CancelScope()
-        there.opening.add(scope)
+        there.opening.append(scope)
         connection: Connection | None = None
         try:
             self._check_open(there.endpoint)
@@ -606,7 +606,7 @@ class Pool:
             self._slot_freed(there)
             raise
         finally:
-            there.opening.discard(scope)
+            there.opening.remove(scope)
         there.slots_lent -= 1
         there.connections.add(connection)
         if replaces is not None:
@@ -724,14 +724,14 @@ class Pool:
     def begin_resuming(self, stream: Resuming, endpoint: Endpoint) -> None:
         """A stream has lost its connection, or has to leave it."""
         self._resuming[stream] = there = self._of_endpoint(endpoint)
-        there.resuming.add(stream)
+        there.resuming.append(stream)
 
     def end_resuming(self, stream: Resuming) -> None:
         """A stream has another connection, or has ended. Does nothing if it is not resuming."""
         there = self._resuming.pop(stream, None)
         if there is None:
             return
-        there.resuming.discard(stream)
+        there.resuming.remove(stream)
         if not there.resuming:
             for connection in there.connections:
                 connection.forget_replayed()

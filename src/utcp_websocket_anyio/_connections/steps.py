@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .._net.http import Answer, request
 from .._net.security import check_captured_url, display_url, origin_of
@@ -108,6 +108,7 @@ class Send(Protocol):
 
 
 _MAX_SOURCES = 8
+_NOTHING: Final[Mapping[str, Any]] = {}
 
 
 class Captures(dict[str, Any]):
@@ -121,9 +122,11 @@ class Captures(dict[str, Any]):
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(values)
         self.sources: list[str] = list(values.sources) if isinstance(values, Captures) else []
-        self.lent: Mapping[str, Any] = values.lent if isinstance(values, Captures) else {}
-        self._hidden: dict[str, Any] = {name: self[name] for name in self.lent if name in self}
-        self.update(self.lent)
+        self.lent: Mapping[str, Any] = values.lent if isinstance(values, Captures) else _NOTHING
+        self._hidden: Mapping[str, Any] = _NOTHING
+        if self.lent:
+            self._hidden = {name: self[name] for name in self.lent if name in self}
+            self.update(self.lent)
 
     def take_back(self) -> None:
         """Forget what was lent, unless it was captured anew: the next user of the connection has none of it."""
@@ -132,7 +135,7 @@ class Captures(dict[str, Any]):
                 del self[name]
                 if name in self._hidden:
                     self[name] = self._hidden[name]
-        self.lent, self._hidden = {}, {}
+        self.lent = self._hidden = _NOTHING
 
     def may_come_from(self, url: str) -> None:
         """Note a server that was talked to."""
