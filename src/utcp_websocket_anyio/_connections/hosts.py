@@ -36,6 +36,7 @@ import atexit
 import contextvars
 import inspect
 import logging
+import sys
 import threading
 import weakref
 from collections import deque
@@ -150,7 +151,9 @@ class _QuietTaskGroup:
             # Not at every start: a coroutine that was asked for its frame keeps it, which is 200 bytes more.
             self._unstarted = [known for known in self._unstarted if _is_unstarted(known)]
         self._unstarted.append(coroutine)
-        self._task_group.start_soon(lambda: coroutine, name=name or f"{function.__module__}.{function.__qualname__}")
+        # Interned, as the tasks of all connections have the same few names.
+        name = name or sys.intern(f"{function.__module__}.{function.__qualname__}")
+        self._task_group.start_soon(lambda: coroutine, name=name)
 
     def close_unstarted(self) -> None:
         for coroutine in filter(_is_unstarted, self._unstarted):

@@ -170,6 +170,18 @@ class _Waiter:
 class _EndpointConnections:
     """The connections to one endpoint, and the callers that wait for one."""
 
+    __slots__ = (
+        "connections",
+        "endpoint",
+        "excess",
+        "idle",
+        "is_shared",
+        "opening",
+        "resuming",
+        "slots_lent",
+        "waiters",
+    )
+
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.is_shared = endpoint.settings.multiplex
@@ -178,7 +190,7 @@ class _EndpointConnections:
         self.slots_lent = 0
         self.excess = 0  # connections beyond those allowed: each has a replacement already
         self.opening: list[anyio.CancelScope] = []
-        self.waiters: deque[_Waiter] = deque()
+        self.waiters: list[_Waiter] = []  # not a deque, which takes 600 bytes when it is empty
         self.resuming: list[Resuming] = []
 
     @property
@@ -238,7 +250,7 @@ class _EndpointConnections:
             if waiter is None:
                 return False
             self.waiters.remove(waiter)
-            self.waiters.appendleft(waiter)
+            self.waiters.insert(0, waiter)
         return self.pass_on(_Grant.SLOT)
 
     @property
@@ -252,7 +264,7 @@ class _EndpointConnections:
             return False
         if outcome is _Grant.SLOT:
             self.slots_lent += 1
-        self.waiters.popleft().resolve(outcome)
+        self.waiters.pop(0).resolve(outcome)
         return True
 
     def enqueue(self, waiter: _Waiter) -> None:
@@ -267,7 +279,7 @@ class _EndpointConnections:
 
         Their farewells are noted at once, or another caller might take their place before their tasks run.
         """
-        waiters, self.waiters = self.waiters, deque()
+        waiters, self.waiters = self.waiters, []
         for waiter in waiters:
             if not connection.can_be_shared(waiter.farewell):
                 self.waiters.append(waiter)
@@ -295,7 +307,7 @@ class _EndpointConnections:
 
     def fail_all(self, error: WebSocketError) -> None:
         while self.waiters:
-            self.waiters.popleft().resolve(copy.copy(error))
+            self.waiters.pop(0).resolve(copy.copy(error))
 
 
 class Pool:
@@ -826,7 +838,7 @@ class Pool:
         self._lost_sessions[there.endpoint] = connection
         if len(self._lost_sessions) > _MAX_LOST_SESSIONS:
             del self._lost_sessions[next(iter(self._lost_sessions))]
-        waiters, there.waiters = there.waiters, deque()
+        waiters, there.waiters = there.waiters, []
         for waiter in waiters:
             if waiter.replaces is None:
                 waiter.resolve(connection)
