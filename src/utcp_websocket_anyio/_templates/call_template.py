@@ -243,9 +243,11 @@ class WebSocketCallTemplateSerializer(Serializer[WebSocketCallTemplate]):
         }
         if obj.auth is not None:
             values["auth"] = AuthSerializer().to_dict(obj.auth)
+        # The stock client asks for it at every call: nearly all fields are at their default, which is None.
+        fields = obj.__dict__
         for name, default in _DEFAULTS.items():
-            value = getattr(obj, name)
-            if value != default or (name == "end_on_close" and _says_how_it_ends(obj)):
+            value = fields[name]
+            if (value is not default and value != default) or (name == "end_on_close" and _says_how_it_ends(obj)):
                 values[name] = copy_json(value)
         return values
 
@@ -463,7 +465,11 @@ def _substituted(value: Any, variables: Mapping[str, str]) -> Any:
 
 
 def _copy_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value if type(value) in IMMUTABLE else _copied(value) for name, value in fields.items()}
+    copied = dict(fields)
+    for name, value in fields.items():
+        if value is not None and type(value) not in IMMUTABLE:
+            copied[name] = _copied(value)
+    return copied
 
 
 def _copied(value: Any) -> Any:
