@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import anyio
 import pytest
-from support.peers import PING, PONG, TEXT, Peer, peer
+import trio
+from support.peers import BINARY, PING, PONG, TEXT, Peer, frame, peer
 
 from utcp_websocket_anyio._wire import Interrupted, Target, _trio
 
@@ -57,6 +60,52 @@ async def connected(frames: list[tuple[int, bytes]], *, compression: bool = Fals
             assert isinstance(wire, _trio.TrioWire)
             yield wire
             wire.abort()
+
+
+class Flooded:
+    """A socket on which as much has always arrived as one read takes."""
+
+    MESSAGE = frame(BINARY, bytes(1020))
+
+    def __init__(self, real: socket.socket) -> None:
+        self._real = real
+
+    def recv_into(self, buffer: memoryview) -> int:
+        buffer[:] = self.MESSAGE * (len(buffer) // len(self.MESSAGE))
+        return len(buffer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+async def at_once(socket: socket.socket) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def test_a_pong_that_had_no_room_does_not_wait_for_the_end_of_a_flood(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames: list[tuple[int, bytes]] = []
+    async with connected(frames) as wire:
+        room = Room(wire, monkeypatch)
+        await wire.send("ping me")
+        room.left = 5
+        with anyio.move_on_after(0.05):
+            await wire.receive()
+        assert wire.has_unsent_data()
+        monkeypatch.setattr(wire, "_socket", Flooded(wire._socket))
+        monkeypatch.setattr(trio.lowlevel, "wait_readable", at_once)
+        for _ in range(3):
+            await wire.receive()
+            wire.take_nowait()
+        assert wire.has_unsent_data()
+        room.left = None
+        for _ in range(3):
+            await wire.receive()
+            wire.take_nowait()
+        assert not wire.has_unsent_data()
+        monkeypatch.undo()
+        with anyio.fail_after(10):
+            while (PONG, b"are you there") not in frames:
+                await anyio.sleep(0.01)
 
 
 @pytest.mark.parametrize("room", [0, 3])

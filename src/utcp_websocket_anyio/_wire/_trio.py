@@ -28,6 +28,7 @@ import trio
 
 from .._net.transport import Opened
 from ..errors import WebSocketError
+from ._buffers import READ_SIZE
 from ._engine import SENDS_PER_TURN, EngineWire, open_engine
 from ._handshake import REASON_TIME
 from ._interface import CLOSING_TIME, Interrupted, Target, Wire
@@ -53,7 +54,7 @@ class TrioWire(EngineWire):
         self._sending = trio.Lock()
         self._turns: set[trio.CancelScope] = set()  # of tasks that wait for `_sending`, and may be interrupted
         self._is_receiving = False
-        self._filled_buffer = False  # True if the last read left no room for more
+        self._has_read_in_full = False  # True if the last read gave as much as one read can
         self._farewell: WebSocketError | None = None  # why it will be closed, once `close` was called
         self._left: trio.Event | None = None  # set when the task in `receive` leaves it; for `close`
         self._gone: trio.Event | None = None  # set when the socket is closed; for a second `close`
@@ -85,24 +86,23 @@ class TrioWire(EngineWire):
                 layer.resume()
                 self._advance()
             return
-        if self._filled_buffer:
+        if self._has_read_in_full and not self._is_held_up:
             # There probably is more: a turn of the loop takes half as long when the socket need not be registered.
             await trio.lowlevel.checkpoint()
         else:
             await self._wait(trio.lowlevel.wait_readable, interrupts)
         if self.closed is not None:
             return
-        buffer = layer.get_buffer()
-        self._filled_buffer = False
+        self._has_read_in_full = False
         try:
-            size = self._socket.recv_into(buffer)
+            size = self._socket.recv_into(layer.get_buffer())
         except BlockingIOError:
             return
         except OSError as error:
             self._lose(error)
         else:
             self._bytes_read += size
-            self._filled_buffer = size == len(buffer)
+            self._has_read_in_full = size == READ_SIZE
             if size:
                 layer.received(size)
             else:
