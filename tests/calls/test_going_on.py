@@ -826,6 +826,34 @@ async def test_the_steps_that_open_a_connection_for_a_stream_see_what_the_stream
     assert logins == [{"login": "first"}, {"after": 1}]
 
 
+async def test_a_login_that_goes_on_sees_what_the_stream_has_captured_where_its_connection_captured_nothing(
+    multiplex: bool,
+) -> None:
+    logins: list[Any] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        logins.append(await peer.receive_json())
+        await peer.receive_json()
+        await peer.send({"n": len(logins)})
+        if len(logins) == 1:
+            await peer.reset()
+        await peer.until_closed()
+
+    fields: dict[str, Any] = {
+        "on_connect": [{"send": {"login": "first"}}],
+        "message": {},
+        "on_response": {"capture": {"last": {"path": "n"}}},
+        "result": {"path": "n"},
+        "resume": {"on_connect": [{"send": {"after": "{{captured.last}}"}}]},
+    }
+    async with entered() as protocol, peer(script) as url:
+        stream = protocol.call_tool_streaming(None, "m.t", {}, call_template(url, multiplex, **fields))
+        async with aclosing(stream):
+            assert [await stream.__anext__() for _ in range(2)] == [1, 2]
+    assert logins == [{"login": "first"}, {"after": 1}]
+
+
 @pytest.mark.parametrize("losses", [1, 3])
 async def test_a_connection_lost_during_its_login_is_an_attempt_that_failed(multiplex: bool, losses: int) -> None:
     connections = 0

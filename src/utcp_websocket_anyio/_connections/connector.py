@@ -182,7 +182,7 @@ class _Attempt:
         self.note = note
         self._connector = connector
         self._tasks = tasks
-        self._captured = Captures(carried or {})
+        self._captured = Captures({} if carried is None else carried)
         self.is_replacement = False
         self._requested: list[str] = []
         self._call = context.for_step(0, captured=self._captured)
