@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -203,12 +204,39 @@ def test_a_long_envelope_is_opened_whatever_the_order_of_its_keys(envelope: dict
         {"channel": "tool_response", "data": LONG},
         {"data": LONG, "more": {"type": "tool_response"}},
         {"channel": "trades", "data": [LONG, {"type": "stream_end"}, LONG]},
+        {"id": 1, "meta": "m" * 1500, "type": "tool_error", "trace": LONG},
     ],
     ids="-".join,
 )
 def test_a_long_message_that_is_not_an_envelope_is_an_ordinary_response(message: dict[str, Any]) -> None:
     for data in (json.dumps(message), json.dumps(message).encode()):
         assert judged(data, streaming=True) == data
+
+
+@pytest.mark.parametrize("envelope_at", [None, 0, 300, 999])
+@pytest.mark.parametrize("odd", ["", "é😀" * 10, b"\0"], ids=["all-alike", "not-ascii", "binary"])
+def test_messages_are_taken_as_they_are_unless_there_is_an_envelope_among_them(
+    envelope_at: int | None, odd: str | bytes
+) -> None:
+    plan = WebSocketCallTemplate(name="manual", url=LABEL).plan
+    classifier = ResponseClassifier(plan, RenderContext({}, "tool"), True)
+    messages: list[str | bytes] = [f'{{"type":"trade","n":{n}}}' for n in range(1000)]
+    messages[500] = odd
+    if envelope_at is not None:
+        messages[envelope_at] = '{"type":"stream_end"}'
+    assert classifier.takes_all(messages) is (envelope_at is None)
+
+
+def test_a_long_message_among_many_short_ones_is_not_copied() -> None:
+    plan = WebSocketCallTemplate(name="manual", url=LABEL).plan
+    classifier = ResponseClassifier(plan, RenderContext({}, "tool"), True)
+    messages = ["short"] * 1000 + ["x" * 2**24]
+    tracemalloc.start()
+    try:
+        assert classifier.takes_all(messages)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("envelope", [{}, {"request_id": None}], ids=["none", "null"])
