@@ -68,7 +68,7 @@ _POLL_INTERVAL = 0.01
 """Seconds between two looks at hosts of other threads, as an event loop gives no notice when it stops."""
 
 _MANY_TASKS = 50
-"""The number of started tasks after which those are forgotten that have begun."""
+"""When so many started tasks are known, those that have begun are forgotten."""
 
 _CLOSED = "this WebSocketCommunicationProtocol is closed; create another one"
 

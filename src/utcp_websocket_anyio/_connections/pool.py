@@ -190,7 +190,7 @@ class _EndpointConnections:
         self.slots_lent = 0
         self.excess = 0  # connections beyond those allowed: each has a replacement already
         self.opening: list[anyio.CancelScope] = []
-        self.waiters: list[_Waiter] = []  # not a deque, which takes 600 bytes when it is empty
+        self.waiters: list[_Waiter] = []  # not a deque, which takes 760 bytes when it is empty
         self.resuming: list[Resuming] = []
 
     @property
@@ -306,8 +306,9 @@ class _EndpointConnections:
             self.pass_on(_Grant.SLOT)
 
     def fail_all(self, error: WebSocketError) -> None:
-        while self.waiters:
-            self.waiters.pop(0).resolve(copy.copy(error))
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            waiter.resolve(copy.copy(error))
 
 
 class Pool:

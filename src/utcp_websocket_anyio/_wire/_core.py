@@ -77,7 +77,7 @@ _MAX_CONTROL_FRAMES: Final = 4096
 _FORGIVEN: Final = 64
 """Control frames in a row that are too many, and how many of them each read forgives."""
 
-_MANY: Final = 2048
+_LONG_READ: Final = 2048
 """Bytes that hold many frames, if these are short."""
 
 _MAX_PONGS: Final = 64
@@ -260,7 +260,7 @@ class ProtocolCore:
             and not self._kind
             and self._budget > 0
         ):
-            # Mostly there is one short message and nothing else; the loop would ask it everything.
+            # Mostly there is one short message and nothing else, for which a loop is too much.
             try:
                 self.messages.append(str(data[2:], "utf-8"))
             except UnicodeDecodeError:
@@ -270,8 +270,8 @@ class ProtocolCore:
             self._control_frames = 0
             self._budget -= 1
             return
-        if end >= _MANY and (data[1] <= _MAX_CONTROL_LENGTH or (data[1] == _LENGTH_IN_2_BYTES and data[2] < 4)):
-            # Many short frames, as the first has less than 1 KiB: a view takes twice as long to slice as bytes.
+        if end >= _LONG_READ and (data[1] <= _MAX_CONTROL_LENGTH or (data[1] == _LENGTH_IN_2_BYTES and data[2] < 4)):
+            # Many short frames, as the first has less than 1 KiB: a view takes half as long again to slice as bytes.
             data = bytes(data)
         while True:
             if not self._kind:
@@ -323,7 +323,7 @@ class ProtocolCore:
         return position
 
     def _take_frame(self, data: memoryview | bytes, position: int) -> int:
-        """Take a frame of any kind; gives the position behind it, 0 if it is incomplete or a violation."""
+        """Take a frame of any kind; gives the position behind it, 0 if it is incomplete or may not begin like this."""
         end = len(data)
         size, start = data[position + 1], position + 2
         if size > _LENGTH_IN_8_BYTES:
