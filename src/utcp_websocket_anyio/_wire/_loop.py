@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 import sniffio
@@ -47,15 +48,16 @@ def loop_events() -> Callable[[], Event]:
         import trio
 
         return trio.Event
-    return _AsyncioEvent
+    return partial(_AsyncioEvent, asyncio.get_running_loop())
 
 
 class _AsyncioEvent:
     """An event of asyncio: a future for each task that waits, mostly one."""
 
-    __slots__ = ("_is_set", "_waiting")
+    __slots__ = ("_is_set", "_loop", "_waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._is_set = False
         self._waiting: list[asyncio.Future[None]] = []
 
@@ -72,7 +74,7 @@ class _AsyncioEvent:
         if self._is_set:
             await asyncio.sleep(0)
             return
-        future = asyncio.get_running_loop().create_future()
+        future = self._loop.create_future()
         self._waiting.append(future)
         try:
             await future
