@@ -67,7 +67,7 @@ _CLOSING_TIME = 10.0
 _POLL_INTERVAL = 0.01
 """Seconds between two looks at hosts of other threads, as an event loop gives no notice when it stops."""
 
-_MANY_TASKS = 50
+_MANY_TASKS = 8
 """When so many started tasks are known, those that have begun are forgotten."""
 
 _CLOSED = "this WebSocketCommunicationProtocol is closed; create another one"
