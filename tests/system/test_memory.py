@@ -341,7 +341,7 @@ async def test_a_consumer_that_is_too_slow_for_a_shared_connection_fails_at_the_
 async def test_hours_of_heartbeats_leave_nothing_behind(
     monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
 ) -> None:
-    hour, hours = 3600, 4
+    hour, hours = 3600, 8
     pings = 0
 
     async def script(peer: Peer) -> None:
@@ -375,6 +375,7 @@ async def test_hours_of_heartbeats_leave_nothing_behind(
                 await anyio.sleep(hour)
                 held.append(memory.held)
             assert pings == hours * hour // 30 - 1
-            assert held[-1] - held[1] < 32 * KIB
+            # Where coverage is measured, a branch that is taken for the first time may cost that 32 KiB.
+            assert held[-1] - held[1] < 64 * KIB
         assert protocol.statistics().calls == hours
         assert protocol.statistics().reconnects == 0
