@@ -45,7 +45,7 @@ class Memory:
 
     @property
     def held(self) -> int:
-        # The rest of circles that nobody has collected yet says only when it was asked.
+        # Otherwise it would depend on when the collector of circles ran last.
         gc.collect()
         return tracemalloc.get_traced_memory()[0] - self._before
 

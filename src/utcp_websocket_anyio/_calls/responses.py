@@ -63,10 +63,10 @@ class ResponseClassifier:
         if len(messages) >= _MANY and sum(map(len, messages)) <= _SHORT * len(messages):
             # Searching many short ones at once takes a tenth of the time.
             try:
-                if not _names_envelope("".join(messages)):  # type: ignore[arg-type]
+                if not _names_envelope("".join(messages)):  # type: ignore[arg-type]  # binary ones are a TypeError
                     return True
             except TypeError:
-                pass  # some are binary
+                pass
         return not any(map(may_be_envelope, messages))
 
     def classify(self, message: Message) -> Meaning:
@@ -162,8 +162,12 @@ _MANY: Final = 100
 """Messages that are worth searching at once, if they are short."""
 
 _SHORT: Final = 1024
+"""Their average length at most; a single long one among them would be copied as well."""
+
 _LONG: Final = 8 * 1024
 _END: Final = 1024
+"""The length of a message from which on only so much of its beginning and of its end is searched."""
+
 _FIRST_KEY: Final = re.compile(r'\s*\{\s*"(?:(type)"\s*:\s*"([^"]*)"|request_id"|result"|error")')
 
 

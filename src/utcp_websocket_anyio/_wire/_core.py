@@ -323,7 +323,7 @@ class ProtocolCore:
         return position
 
     def _take_frame(self, data: memoryview | bytes, position: int) -> int:
-        """Take a frame of any kind; gives the position behind it, 0 if it is incomplete or may not begin like this."""
+        """Take a frame of any kind; gives the position behind it, 0 if it is incomplete or its head is a violation."""
         end = len(data)
         size, start = data[position + 1], position + 2
         if size > _LENGTH_IN_8_BYTES:
